@@ -1,0 +1,289 @@
+//! What an engine is, seen from outside: plain data and one handle.
+//!
+//! An engine is one loaded model that turns requests into events. `http/` and `cli/` see this module
+//! and nothing of `worker/`: they hand a [`Request`] to an [`EngineHandle`] and read [`Event`]s from the
+//! [`Generation`] they get back. Dropping the `Generation` is the cancel button.
+
+pub mod wire;
+
+mod handle;
+mod launch;
+mod supervisor;
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+pub use handle::{EngineHandle, EngineOptions, EngineState, Generation, Load};
+pub use launch::{Launch, Launched};
+
+/// A token id of the model's vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Token(pub u32);
+
+/// Who speaks in a chat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Standing instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One turn of a chat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What was said; always text, never control tokens.
+    pub content: String,
+}
+
+/// What the model is to continue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// A chat, rendered through the model's own template.
+    Messages(Vec<Message>),
+    /// Bare text, continued as it stands.
+    Text(String),
+}
+
+/// How a token is chosen from the logits. Neutral values switch a stage off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 is greedy; logits are divided by it after the truncating stages, as llama.cpp's chain does.
+    pub temperature: f32,
+    /// Keep the k most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Divides (positive) or multiplies (negative) the logits of recent tokens; 1 is off.
+    pub repeat_penalty: f32,
+    /// How many of the latest tokens (prompt included) the three penalties look at.
+    pub repeat_last_n: u32,
+    /// Subtracted from a logit once for each occurrence among the recent tokens; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logits of recent tokens; 0 is off.
+    pub presence_penalty: f32,
+    /// The same seed draws the same random number at each position.
+    pub seed: u64,
+}
+
+/// One generation asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Who asks: the queue is fair between clients.
+    pub client: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// The answer ends before the first of these strings; they never appear in it.
+    pub stop: Vec<String>,
+    /// At most this many tokens; the context's end is a limit in any case.
+    pub max_tokens: Option<u32>,
+    /// Goes on past end-of-generation tokens (benchmarks).
+    pub ignore_eos: bool,
+    /// Whether tokens that a sequence still holds may be continued instead of decoded again.
+    pub cache_prompt: bool,
+    /// Milliseconds from submission within which the answer must end.
+    pub deadline_ms: Option<u64>,
+}
+
+/// What happens to a request. Exactly one of `Finished` and `Failed` comes, and it comes last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The prompt was tokenised, fits, and has a place in the queue.
+    Accepted {
+        /// Tokens of the whole prompt.
+        prompt_tokens: u32,
+        /// Requests ahead of this one; 0 is next.
+        position: u32,
+    },
+    /// A sequence is the request's own from here on.
+    Started {
+        /// Prompt tokens that need no decoding, because the sequence still held them.
+        cached_tokens: u32,
+    },
+    /// A piece of the answer: whole characters, never empty.
+    Text {
+        /// What was said.
+        text: String,
+        /// Whether it belongs to the model's reasoning, not to its answer.
+        thinking: bool,
+    },
+    /// The end of an answer.
+    Finished(Outcome),
+    /// The end without an answer, or in the middle of one.
+    Failed(EngineError),
+}
+
+/// How an answer ended and what it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why generation ended.
+    pub reason: FinishReason,
+    /// Tokens and times.
+    pub usage: Usage,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model said its end token, or a stop string came.
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// The request's deadline passed; the text so far stands.
+    Deadline,
+}
+
+/// Tokens counted and times measured (milliseconds) for one request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the whole prompt, cached ones included.
+    pub prompt_tokens: u32,
+    /// Prompt tokens that were not decoded again.
+    pub cached_tokens: u32,
+    /// Tokens sampled, the end token included.
+    pub completion_tokens: u32,
+    /// From arrival in the worker to the first prefill step.
+    pub queue_ms: f64,
+    /// From the first prefill step to the first sampled token.
+    pub prompt_ms: f64,
+    /// From arrival in the worker to the first sampled token.
+    pub ttft_ms: f64,
+    /// From the first sampled token to the last.
+    pub predicted_ms: f64,
+}
+
+/// Why a request got no (whole) answer. The text is written for the client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineError {
+    /// The request can't be served as it is; the text says what to change.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {prompt_tokens} tokens, but this server gives each request {limit}: shorten it, or start the server with a larger --ctx-size or a smaller --parallel")]
+    PromptTooLong {
+        /// Tokens of the prompt (a lower bound where it was refused before counting to the end).
+        prompt_tokens: u32,
+        /// Tokens that prompt and answer may have together.
+        limit: u32,
+    },
+    /// Every place is taken.
+    #[error("all {places} places are taken: try again in {retry_after_seconds} s")]
+    Overloaded {
+        /// Running and waiting requests that the server takes at once.
+        places: u32,
+        /// Estimated from the speed of late requests.
+        retry_after_seconds: u32,
+    },
+    /// The deadline passed before the first token.
+    #[error("the request's deadline passed before an answer began")]
+    DeadlineExceeded,
+    /// The worker process ended in the middle of the request.
+    #[error("the model's process ended while it answered ({0}): ask again")]
+    EngineDied(String),
+    /// There is no model to ask now.
+    #[error("{0}")]
+    NotReady(String),
+    /// The server is going down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// This very request ended the model's process before.
+    #[error("{0}")]
+    Refused(String),
+    /// Our own fault; details are in the log.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// What a worker needs to know to load its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerConfig {
+    /// The GGUF file.
+    pub model: PathBuf,
+    /// KV cells in all; `None` picks a default. Each sequence gets an equal share.
+    pub ctx_size: u32,
+    /// Sequences that run at once.
+    pub parallel: u32,
+    /// Threads for steps of one row.
+    pub threads: u32,
+    /// Threads for steps of several rows.
+    pub threads_batch: u32,
+    /// Rows of one step at most.
+    pub batch_size: u32,
+    /// How long a step may take, in milliseconds; prefill chunks are sized for it.
+    pub step_ms: u32,
+    /// Requests that may wait or run at once (the front counts them; the worker's channels are sized by it).
+    pub places: u32,
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// `general.name` of the file, if it has one.
+    pub name: Option<String>,
+    /// `general.architecture`, such as `gemma3`.
+    pub architecture: String,
+    /// `general.license`, if the file states one.
+    pub licence: Option<String>,
+    /// The most common quantisation, such as `Q4_K - Medium`, if known.
+    pub quantisation: Option<String>,
+    /// Bytes of all tensors.
+    pub size_bytes: u64,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Size of the vocabulary.
+    pub vocab_size: u32,
+    /// Context length that the model was trained with.
+    pub trained_context: u32,
+    /// Tokens that one request may use (prompt and answer).
+    pub context_per_sequence: u32,
+    /// Sequences that run at once.
+    pub sequences: u32,
+    /// Where the prompt format comes from: `model`, or the name of the fallback.
+    pub template: String,
+    /// Whether the template marks reasoning (`<think>`).
+    pub thinks: bool,
+    /// Kernels that llama.cpp chose for the weights (repacked layouts), as its log names them.
+    pub kernels: Vec<String>,
+    /// Bytes of the buffers that llama.cpp reported, by name (`CPU_Mapped model`, `KV`, `compute`, …).
+    pub buffers: Vec<(String, u64)>,
+    /// Milliseconds from the start of loading to readiness.
+    pub load_ms: f64,
+}
+
+/// A worker's own numbers, sent with each step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// Requests that have a sequence.
+    pub running: u32,
+    /// Requests that wait for one.
+    pub queued: u32,
+    /// KV cells that hold tokens, running and kept ones.
+    pub kv_cells_used: u32,
+    /// KV cells in all.
+    pub kv_cells: u32,
+    /// Steps since the worker started.
+    pub steps: u64,
+    /// Rows decoded for prompts since the worker started.
+    pub prefill_rows: u64,
+    /// Rows decoded for answers since the worker started.
+    pub decode_rows: u64,
+    /// Sequences freed because their client left or their deadline passed, since the worker started.
+    pub cancelled: u64,
+    /// Microseconds inside `llama_decode`, since the worker started.
+    pub decode_us: u64,
+    /// Microseconds of everything else in a step, since the worker started.
+    pub overhead_us: u64,
+}

@@ -1,0 +1,3 @@
+//! The part that computes.
+
+pub mod decoder;
