@@ -5,7 +5,7 @@
 //! that came, not with the length that was promised.
 
 use super::{Event, ModelInfo, Request, WorkerConfig, WorkerStats};
-use serde::{Serialize, de::DeserializeOwned, Deserialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -41,8 +41,6 @@ pub enum ToWorker {
         /// Which.
         id: RequestId,
     },
-    /// End the process.
-    Exit,
 }
 
 /// Worker to front.
@@ -123,7 +121,11 @@ pub async fn read_async<T: DeserializeOwned>(
 
 fn checked_length(prefix: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_le_bytes(prefix) as usize;
-    if length > MAX_FRAME { Err(oversized(length)) } else { Ok(length) }
+    if length > MAX_FRAME {
+        Err(oversized(length))
+    } else {
+        Ok(length)
+    }
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8], length: usize) -> io::Result<T> {

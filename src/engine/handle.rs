@@ -1,0 +1,261 @@
+//! The handle on an engine that the rest of the program holds: submit a request, read its events, drop to cancel.
+
+use super::supervisor::{self, Command};
+use super::{EngineError, Event, Launch, ModelInfo, Request, WorkerConfig, WorkerStats};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+/// What an engine is started with.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// What the worker loads, and how.
+    pub config: WorkerConfig,
+    /// How the worker is started.
+    pub launch: Launch,
+    /// A worker with work that says nothing for this long is killed and started again.
+    pub stall: Duration,
+    /// The same while loading, where a large file on slow storage may well be silent for a while.
+    pub load_stall: Duration,
+    /// The first pause between a death without a served token and the next start; it doubles up to 30 s.
+    pub restart_pause: Duration,
+}
+
+/// Where an engine stands.
+#[derive(Clone, Debug)]
+pub enum EngineState {
+    /// The worker reads the model.
+    Loading {
+        /// Whether it has never been loaded before.
+        first: bool,
+        /// Fraction done, 0 to 1.
+        progress: f32,
+        /// Since when.
+        since: Instant,
+    },
+    /// Requests are answered.
+    Ready(Arc<ModelInfo>),
+    /// The worker died and is started again after a pause.
+    Restarting {
+        /// How it died.
+        reason: String,
+    },
+    /// The model can't be loaded; it is tried again after a pause.
+    Failed {
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// Shut down.
+    Stopped,
+}
+
+/// An engine's load and history, for metrics and `/status`.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    /// The worker's own numbers. Counters start anew with each worker.
+    pub worker: WorkerStats,
+    /// Times that a worker was started after the first.
+    pub restarts: u64,
+    /// The worker process, if there is one.
+    pub pid: Option<u32>,
+    /// Mean seconds that late requests ran, 0 before the first.
+    pub request_seconds: f64,
+    /// What workers that are gone had counted; add it to `worker` for totals.
+    pub before: WorkerStats,
+}
+
+/// A running engine. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    places: Arc<Semaphore>,
+    total_places: u32,
+    parallel: u32,
+    event_capacity: usize,
+    next_id: AtomicU64,
+    stopping: AtomicBool,
+    state: watch::Receiver<EngineState>,
+    load: watch::Receiver<Load>,
+}
+
+impl EngineHandle {
+    /// Starts an engine; must be called inside a tokio runtime. The model loads in the background.
+    pub fn start(options: EngineOptions) -> io::Result<Self> {
+        let places = options.config.places;
+        let parallel = options.config.parallel;
+        // A sequence's share is padded by llama.cpp to 256 cells; every token makes one event at most, but for the
+        // few around it and the one token that ends the reasoning.
+        let share = options.config.ctx_size / parallel.max(1) + 256;
+        // Each place can have one Submit and one Cancel under way, and there is one Stop.
+        let (commands, inbox) = mpsc::channel(2 * places as usize + 1);
+        let (state, load) = supervisor::start(options, inbox)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                commands,
+                places: Arc::new(Semaphore::new(places as usize)),
+                total_places: places,
+                parallel,
+                event_capacity: share as usize + 16,
+                next_id: AtomicU64::new(1),
+                stopping: AtomicBool::new(false),
+                state,
+                load,
+            }),
+        })
+    }
+
+    /// Takes a place for the request, or says at once why there is none.
+    pub fn submit(&self, request: Request) -> Result<Generation, EngineError> {
+        let shared = &self.shared;
+        if shared.stopping.load(Ordering::Acquire) {
+            return Err(EngineError::ShuttingDown);
+        }
+        let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() else {
+            return Err(EngineError::Overloaded {
+                places: shared.total_places,
+                retry_after_seconds: self.retry_after_seconds(),
+            });
+        };
+        let (sender, events) = mpsc::channel(shared.event_capacity);
+        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let command = Command::Submit {
+            id,
+            request: Box::new(request),
+            events: sender,
+            at: Instant::now(),
+        };
+        shared
+            .commands
+            .try_send(command)
+            .map_err(|_| EngineError::ShuttingDown)?;
+        let commands = shared.commands.clone();
+        Ok(Generation {
+            id,
+            events,
+            commands,
+            place: Some(place),
+        })
+    }
+
+    /// Seconds after which a place is likely to be free, from the speed of late requests.
+    fn retry_after_seconds(&self) -> u32 {
+        let mean = self.shared.load.borrow().request_seconds;
+        let seconds = (mean / f64::from(self.shared.parallel.max(1)))
+            .ceil()
+            .clamp(1.0, 120.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped"
+        )]
+        let seconds = seconds as u32;
+        seconds
+    }
+
+    /// Where the engine stands now.
+    pub fn state(&self) -> EngineState {
+        self.shared.state.borrow().clone()
+    }
+
+    /// Waits until the engine answers or has failed to load, and says which.
+    pub async fn loaded(&self) -> EngineState {
+        let mut state = self.shared.state.clone();
+        let settled = state
+            .wait_for(|state| !matches!(state, EngineState::Loading { .. }))
+            .await
+            .map(|state| state.clone());
+        settled.unwrap_or(EngineState::Stopped)
+    }
+
+    /// Load and history.
+    pub fn load(&self) -> Load {
+        self.shared.load.borrow().clone()
+    }
+
+    /// Requests that run or wait (in the front or in the worker).
+    pub fn in_flight(&self) -> u32 {
+        let free = u32::try_from(self.shared.places.available_permits()).unwrap_or(u32::MAX);
+        self.shared.total_places.saturating_sub(free)
+    }
+
+    /// Requests that may run or wait at once.
+    pub fn places(&self) -> u32 {
+        self.shared.total_places
+    }
+
+    /// Waits until no request runs or waits.
+    pub async fn idle(&self) {
+        // Never closed, so this can only succeed.
+        let _ = self
+            .shared
+            .places
+            .acquire_many(self.shared.total_places)
+            .await;
+    }
+
+    /// Refuses new requests, ends those that are left with [`EngineError::ShuttingDown`], and ends the worker.
+    pub async fn shutdown(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        if self.shared.commands.send(Command::Stop).await.is_ok() {
+            let mut state = self.shared.state.clone();
+            // An error means that the supervisor is gone already.
+            let _ = state
+                .wait_for(|state| matches!(state, EngineState::Stopped))
+                .await;
+        }
+    }
+}
+
+/// The events of one request. Dropping it before the end cancels the request, wherever it is.
+pub struct Generation {
+    id: super::wire::RequestId,
+    events: mpsc::Receiver<Event>,
+    commands: mpsc::Sender<Command>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Generation {
+    /// The next event; `None` after the terminal one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.place.as_ref()?;
+        let event = self.events.recv().await.unwrap_or_else(|| {
+            // The supervisor ends routes with an event; only its own panic could bring us here.
+            Event::Failed(EngineError::Internal(
+                "the engine's supervisor is gone".into(),
+            ))
+        });
+        if matches!(event, Event::Finished(_) | Event::Failed(_)) {
+            self.place = None;
+        }
+        Some(event)
+    }
+
+    /// The next event if it is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.place.as_ref()?;
+        let event = self.events.try_recv().ok()?;
+        if matches!(event, Event::Finished(_) | Event::Failed(_)) {
+            self.place = None;
+        }
+        Some(event)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            // The place travels with the message and is free when the cancel has been read. So messages never
+            // outnumber places twice, and there is always room; an error means that the supervisor is gone.
+            let _ = self
+                .commands
+                .try_send(Command::Cancel { id: self.id, place });
+        }
+    }
+}

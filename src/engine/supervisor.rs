@@ -1,0 +1,574 @@
+//! The front's half of an engine: one task that owns the routes from request to reader, and the life of the worker.
+//!
+//! It starts the worker, hands it requests, routes its events, cancels what nobody reads, watches for stalls, and starts
+//! a dead worker again, with pauses when it does not get as far as a token. Nothing here waits for a reader: each
+//! route's buffer covers all events that its request can have.
+
+use super::launch::{Ending, Launched, Spawner};
+use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
+use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerStats};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+/// Longest pause between two starts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// From this many deaths without a token on, requests are refused during the pause instead of waiting for it.
+const HOPELESS_DEATHS: u32 = 3;
+/// How often a request may be handed to a worker that dies before it answers.
+const ATTEMPTS: u32 = 2;
+/// Parts of the stall limit that are counted.
+const STALL_TICKS: u32 = 10;
+/// How long a worker may take to end when asked.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What handles ask of the supervisor.
+pub(super) enum Command {
+    /// Serve a request.
+    Submit {
+        id: RequestId,
+        request: Box<Request>,
+        events: mpsc::Sender<Event>,
+        at: Instant,
+    },
+    /// Nobody reads this request any more. The place is free when this has been read.
+    Cancel {
+        id: RequestId,
+        place: OwnedSemaphorePermit,
+    },
+    /// End everything.
+    Stop,
+}
+
+pub(super) fn start(
+    options: EngineOptions,
+    commands: mpsc::Receiver<Command>,
+) -> io::Result<(watch::Receiver<EngineState>, watch::Receiver<Load>)> {
+    let spawner = Spawner::new(options.launch.clone())?;
+    let first = EngineState::Loading {
+        first: true,
+        progress: 0.0,
+        since: Instant::now(),
+    };
+    let (state, state_reader) = watch::channel(first);
+    let (load, load_reader) = watch::channel(Load::default());
+    let supervisor = Supervisor {
+        options,
+        spawner,
+        commands,
+        state,
+        load,
+        routes: BTreeMap::new(),
+        loaded_once: false,
+        barren_deaths: 0,
+    };
+    tokio::spawn(supervisor.run());
+    Ok((state_reader, load_reader))
+}
+
+/// A request that has not ended.
+struct Route {
+    request: Box<Request>,
+    events: mpsc::Sender<Event>,
+    /// When the client submitted it.
+    at: Instant,
+    /// When it was last handed to a worker.
+    sent: Option<Instant>,
+    attempts: u32,
+    accepted: bool,
+    started: Option<Instant>,
+    /// Whether text went out: then it can't be served anew.
+    spoke: bool,
+}
+
+struct Supervisor {
+    options: EngineOptions,
+    spawner: Spawner,
+    commands: mpsc::Receiver<Command>,
+    state: watch::Sender<EngineState>,
+    load: watch::Sender<Load>,
+    /// In order of arrival.
+    routes: BTreeMap<RequestId, Route>,
+    loaded_once: bool,
+    /// Deaths since a token was last served.
+    barren_deaths: u32,
+}
+
+/// Why a worker's life is over.
+enum Over {
+    /// Asked to stop.
+    Stopped,
+    /// It said that the model can't be loaded.
+    LoadFailed(String),
+    /// It died, hung, or spoke nonsense.
+    Died(String),
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        loop {
+            let over = self.one_life().await;
+            if matches!(over, Over::Stopped) {
+                break;
+            }
+            let pause = self.bury(&over);
+            if self.pause(pause, &over).await.is_break() {
+                break;
+            }
+            self.load.send_modify(|load| load.restarts += 1);
+            self.state.send_replace(EngineState::Loading {
+                first: !self.loaded_once,
+                progress: 0.0,
+                since: Instant::now(),
+            });
+        }
+        self.fail_all(&EngineError::ShuttingDown);
+        self.state.send_replace(EngineState::Stopped);
+    }
+
+    /// Starts a worker and serves until it is gone.
+    async fn one_life(&mut self) -> Over {
+        let mut launched = match self.spawner.spawn().await {
+            Ok(launched) => launched,
+            Err(error) => return Over::Died(format!("the worker could not be started: {error}")),
+        };
+        let connected = launched.stream.try_clone().and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
+        });
+        let (read, write) = match connected {
+            Ok(stream) => stream.into_split(),
+            Err(error) => return Over::Died(format!("no connection to the worker: {error}")),
+        };
+        tracing::debug!(worker = launched.pid, "worker started");
+        self.load.send_modify(|load| load.pid = launched.pid);
+        // A slow reader of frames is nobody's but ours; a step's frame is small.
+        let (frames_in, frames) = mpsc::channel(64);
+        // Every place can have a Submit and a Cancel under way; a worker that leaves more unread is stuck.
+        let (outgoing, frames_out) = mpsc::channel(4 * self.options.config.places as usize + 16);
+        let reader = tokio::spawn(read_frames(read, frames_in));
+        let writer = tokio::spawn(write_frames(write, frames_out));
+        let mut life = Life::new(&self.options, outgoing, frames);
+        let over = self.serve(&mut life).await;
+        drop(life);
+        let over = finish(over, &mut launched).await;
+        reader.abort();
+        writer.abort();
+        self.load.send_modify(|load| {
+            load.pid = None;
+            let last = std::mem::take(&mut load.worker);
+            add(&mut load.before, &last);
+        });
+        over
+    }
+
+    async fn serve(&mut self, life: &mut Life) -> Over {
+        let load = ToWorker::Load {
+            build: BUILD.into(),
+            config: self.options.config.clone(),
+        };
+        if let Err(over) = life.send(&load) {
+            return over;
+        }
+        loop {
+            let step = tokio::select! {
+                frame = life.frames.recv() => self.on_frame(life, frame),
+                command = self.commands.recv() => self.on_command(Some(life), command),
+                late = life.ticks.tick() => self.on_tick(life, late),
+            };
+            if let Err(over) = step {
+                return over;
+            }
+        }
+    }
+
+    fn on_frame(
+        &mut self,
+        life: &mut Life,
+        frame: Option<io::Result<FromWorker>>,
+    ) -> Result<(), Over> {
+        life.silent_ticks = 0;
+        match frame {
+            None => Err(Over::Died(String::new())),
+            Some(Err(error)) => Err(Over::Died(format!("it sent a broken frame: {error}"))),
+            Some(Ok(FromWorker::Hello { build })) if build == BUILD => {
+                life.greeted = true;
+                Ok(())
+            }
+            Some(Ok(FromWorker::Hello { build })) => Err(Over::Died(format!(
+                "it is another build ({build}, this is {BUILD})"
+            ))),
+            Some(Ok(_)) if !life.greeted => Err(Over::Died("it did not greet first".into())),
+            Some(Ok(FromWorker::Loading { progress })) => {
+                self.state.send_modify(|state| {
+                    if let EngineState::Loading { progress: now, .. } = state {
+                        *now = progress;
+                    }
+                });
+                Ok(())
+            }
+            Some(Ok(FromWorker::LoadFailed { reason })) => Err(Over::LoadFailed(reason)),
+            Some(Ok(FromWorker::Loaded(info))) => {
+                life.ready = true;
+                self.loaded_once = true;
+                tracing::info!(worker = ?self.load.borrow().pid, load_ms = info.load_ms.round(), "model loaded");
+                self.state.send_replace(EngineState::Ready(Arc::new(*info)));
+                let waiting: Vec<RequestId> = self.routes.keys().copied().collect();
+                waiting
+                    .into_iter()
+                    .try_for_each(|id| self.hand_over(life, id))
+            }
+            Some(Ok(FromWorker::Step { events, stats })) => {
+                self.load.send_modify(|load| load.worker = stats);
+                for (id, event) in events {
+                    self.on_event(id, event);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes an event on to its reader.
+    fn on_event(&mut self, id: RequestId, mut event: Event) {
+        // A late event of a request that was cancelled has no route any more.
+        let Some(route) = self.routes.get_mut(&id) else {
+            return;
+        };
+        let now = Instant::now();
+        match &mut event {
+            Event::Accepted { .. } if std::mem::replace(&mut route.accepted, true) => return,
+            Event::Started { .. } if route.started.replace(now).is_some() => return,
+            Event::Text { .. } => {
+                route.spoke = true;
+                self.barren_deaths = 0;
+            }
+            Event::Finished(outcome) => {
+                self.barren_deaths = 0;
+                // The worker counts from its own side; what the request waited for it comes on top.
+                let before = route.sent.map_or(0.0, |sent| millis(sent - route.at));
+                outcome.usage.queue_ms += before;
+                outcome.usage.ttft_ms += before;
+                if let Some(started) = route.started {
+                    let seconds = (now - started).as_secs_f64();
+                    self.load.send_modify(|load| {
+                        let mean = &mut load.request_seconds;
+                        *mean = if *mean == 0.0 {
+                            seconds
+                        } else {
+                            0.9 * *mean + 0.1 * seconds
+                        };
+                    });
+                }
+            }
+            _ => {}
+        }
+        let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+        if let Err(mpsc::error::TrySendError::Full(_)) = route.events.try_send(event) {
+            tracing::error!(
+                request = id,
+                "an event buffer was too small; the request is lost"
+            );
+        }
+        // A closed one was cancelled; that message is on its way.
+        if last {
+            self.routes.remove(&id);
+        }
+    }
+
+    fn on_command(
+        &mut self,
+        life: Option<&mut Life>,
+        command: Option<Command>,
+    ) -> Result<(), Over> {
+        match command {
+            // Without handles nobody can ask or listen.
+            None | Some(Command::Stop) => Err(Over::Stopped),
+            Some(Command::Submit {
+                id,
+                request,
+                events,
+                at,
+            }) => {
+                let route = Route {
+                    request,
+                    events,
+                    at,
+                    sent: None,
+                    attempts: 0,
+                    accepted: false,
+                    started: None,
+                    spoke: false,
+                };
+                self.routes.insert(id, route);
+                match life {
+                    Some(life) if life.ready => self.hand_over(life, id),
+                    _ => Ok(()),
+                }
+            }
+            Some(Command::Cancel { id, place }) => {
+                let sent = self
+                    .routes
+                    .remove(&id)
+                    .is_some_and(|route| route.sent.is_some());
+                drop(place);
+                match life {
+                    Some(life) if sent => life.send(&ToWorker::Cancel { id }),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Submits a route's request to the worker.
+    fn hand_over(&mut self, life: &mut Life, id: RequestId) -> Result<(), Over> {
+        let Some(route) = self.routes.get_mut(&id) else {
+            return Ok(());
+        };
+        let mut request = route.request.clone();
+        if let Some(deadline) = request.deadline_ms {
+            let gone = u64::try_from(route.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            request.deadline_ms = Some(deadline.saturating_sub(gone));
+        }
+        if self.routes.values().all(|route| route.sent.is_none()) {
+            life.silent_ticks = 0;
+        }
+        if let Some(route) = self.routes.get_mut(&id) {
+            route.sent = Some(Instant::now());
+            route.attempts += 1;
+        }
+        life.send(&ToWorker::Submit { id, request })
+    }
+
+    /// Counts silence in our own ticks. A tick that came late itself (a frozen phone) starts the count anew.
+    fn on_tick(&mut self, life: &mut Life, due: Instant) -> Result<(), Over> {
+        let busy = !life.ready || self.routes.values().any(|route| route.sent.is_some());
+        let late = due.elapsed() > 2 * life.ticks.period();
+        if !busy || late {
+            life.silent_ticks = 0;
+            return Ok(());
+        }
+        life.silent_ticks += 1;
+        let (limit, seconds) = if life.ready {
+            (STALL_TICKS, self.options.stall.as_secs_f64())
+        } else {
+            (life.load_ticks, self.options.load_stall.as_secs_f64())
+        };
+        if life.silent_ticks <= limit {
+            return Ok(());
+        }
+        Err(Over::Died(format!(
+            "it made no progress for {seconds} s and was ended"
+        )))
+    }
+
+    /// Ends or keeps the routes of a worker that is gone, and says how long to pause.
+    fn bury(&mut self, over: &Over) -> Duration {
+        self.barren_deaths += 1;
+        let pause =
+            self.options.restart_pause * 2u32.pow(self.barren_deaths.saturating_sub(2).min(10));
+        let mut pause = pause.min(LONGEST_PAUSE);
+        match over {
+            Over::Stopped => {}
+            Over::LoadFailed(reason) => {
+                tracing::error!(reason, "the model can't be loaded");
+                self.fail_all(&EngineError::NotReady(reason.clone()));
+                self.state.send_replace(EngineState::Failed {
+                    reason: reason.clone(),
+                });
+            }
+            Over::Died(reason) => {
+                tracing::error!(reason, in_flight = self.routes.len(), "the worker died");
+                if self.barren_deaths == 1 {
+                    pause = Duration::ZERO;
+                }
+                self.end_routes(reason);
+                self.state.send_replace(EngineState::Restarting {
+                    reason: reason.clone(),
+                });
+            }
+        }
+        pause
+    }
+
+    /// Requests that have said nothing yet are kept for the next worker, once; the others get their terminal error.
+    fn end_routes(&mut self, reason: &str) {
+        let ended = self.routes.extract_if(.., |_, route| {
+            let again = route.sent.is_none() || (!route.spoke && route.attempts < ATTEMPTS);
+            route.sent = None;
+            !again
+        });
+        for (_, route) in ended {
+            let died = Event::Failed(EngineError::EngineDied(reason.to_owned()));
+            // A reader that has left needs no error.
+            let _ = route.events.try_send(died);
+        }
+    }
+
+    async fn pause(&mut self, pause: Duration, over: &Over) -> std::ops::ControlFlow<()> {
+        let until = Instant::now() + pause;
+        let failed = matches!(over, Over::LoadFailed(_));
+        let (Over::Died(reason) | Over::LoadFailed(reason)) = over else {
+            return std::ops::ControlFlow::Break(());
+        };
+        loop {
+            if failed || self.barren_deaths >= HOPELESS_DEATHS {
+                let seconds = (until - Instant::now()).as_secs_f64().ceil();
+                self.fail_all(&EngineError::NotReady(format!(
+                    "the model is not available ({reason}); it is tried again in {seconds} s"
+                )));
+            }
+            tokio::select! {
+                () = sleep_until(until) => return std::ops::ControlFlow::Continue(()),
+                command = self.commands.recv() => if self.on_command(None, command).is_err() {
+                    return std::ops::ControlFlow::Break(());
+                },
+            }
+        }
+    }
+
+    fn fail_all(&mut self, error: &EngineError) {
+        for (_, route) in std::mem::take(&mut self.routes) {
+            // A reader that has left needs no error.
+            let _ = route.events.try_send(Event::Failed(error.clone()));
+        }
+    }
+}
+
+/// The connection to one worker process.
+struct Life {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    frames: mpsc::Receiver<io::Result<FromWorker>>,
+    ticks: tokio::time::Interval,
+    silent_ticks: u32,
+    load_ticks: u32,
+    greeted: bool,
+    ready: bool,
+}
+
+impl Life {
+    fn new(
+        options: &EngineOptions,
+        outgoing: mpsc::Sender<Vec<u8>>,
+        frames: mpsc::Receiver<io::Result<FromWorker>>,
+    ) -> Self {
+        let period = (options.stall / STALL_TICKS).max(Duration::from_millis(1));
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let load_ticks = options.load_stall.as_millis() / period.as_millis();
+        let load_ticks = u32::try_from(load_ticks).unwrap_or(u32::MAX);
+        Self {
+            outgoing,
+            frames,
+            ticks,
+            silent_ticks: 0,
+            load_ticks,
+            greeted: false,
+            ready: false,
+        }
+    }
+
+    fn send(&mut self, frame: &ToWorker) -> Result<(), Over> {
+        let bytes = wire::encode(frame).map_err(|error| Over::Died(error.to_string()))?;
+        self.outgoing.try_send(bytes).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                Over::Died("it stopped reading and was ended".into())
+            }
+            // The reader will tell how it ended.
+            mpsc::error::TrySendError::Closed(_) => Over::Died(String::new()),
+        })
+    }
+}
+
+async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {
+    loop {
+        let frame = match wire::read_async(&mut from).await {
+            Ok(None) => return,
+            Ok(Some(frame)) => Ok(frame),
+            // A worker that is killed between two reads resets the connection: a plain end.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+            Err(error) => Err(error),
+        };
+        let broken = frame.is_err();
+        if to.send(frame).await.is_err() || broken {
+            return;
+        }
+    }
+}
+
+async fn write_frames(mut to: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        if to.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes sure that the worker is gone, and tells how it went where that was not clear.
+async fn finish(over: Over, launched: &mut Launched) -> Over {
+    // Closing our last clone of its socket is the word to go; dying takes it a moment.
+    let asked = matches!(over, Over::Stopped | Over::LoadFailed(_));
+    let expected = asked || matches!(&over, Over::Died(reason) if reason.is_empty());
+    if asked {
+        let _ = launched.stream.shutdown(std::net::Shutdown::Both);
+    }
+    let patience = if expected {
+        EXIT_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let ending = match timeout(patience, &mut launched.ended).await {
+        Ok(ending) => ending.ok(),
+        Err(_) => {
+            launched.kill();
+            timeout(EXIT_PATIENCE, &mut launched.ended)
+                .await
+                .ok()
+                .and_then(Result::ok)
+        }
+    };
+    if let Some(ending) = &ending
+        && !asked
+    {
+        for line in &ending.last_lines {
+            tracing::warn!(target: "pocket_llm::worker_log", "{}", line.escape_debug());
+        }
+    }
+    match (over, ending) {
+        (Over::Died(reason), Some(ending)) if reason.is_empty() => Over::Died(obituary(&ending)),
+        (Over::Died(reason), None) if reason.is_empty() => {
+            Over::Died("it closed its connection".into())
+        }
+        (over, _) => over,
+    }
+}
+
+fn obituary(ending: &Ending) -> String {
+    match (ending.signal, ending.code) {
+        (Some(9), _) => "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on \
+                         background processes"
+            .into(),
+        (Some(15), _) => "killed from outside by signal 15".into(),
+        (Some(signal), _) => format!("it crashed with signal {signal}"),
+        (None, Some(code)) => format!("it ended by itself with status {code}"),
+        (None, None) => "it ended".into(),
+    }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// Adds the counters of a worker that is gone; gauges start anew.
+fn add(total: &mut WorkerStats, last: &WorkerStats) {
+    total.steps += last.steps;
+    total.prefill_rows += last.prefill_rows;
+    total.decode_rows += last.decode_rows;
+    total.cancelled += last.cancelled;
+    total.decode_us += last.decode_us;
+    total.overhead_us += last.overhead_us;
+}
