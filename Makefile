@@ -56,7 +56,7 @@ lint: ## Check format, clippy, docs, licences and sources of dependencies, shell
 	@tools/setup.sh lint
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
 	tools/check_dependencies.sh $(CARGO_DENY)
 	if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); fi
 

@@ -12,7 +12,8 @@ kill     the worker is killed amid eight streams: when does every client know, a
 
 Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
 everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
-factor, not a share: the header says how busy the machine was, and the table how far the repetitions lie apart.
+factor, not a share: a repetition waits up to 20 s for a quiet machine, the header says how often in vain, and the table how
+far the repetitions lie apart.
 """
 
 import argparse
@@ -42,6 +43,8 @@ MAX_TOKENS = 128
 CONTEXT_PER_STREAM = 1024
 IDLE_SECONDS = 20
 RESTART_SECONDS = 30
+QUIET_CORES = 0.25  # as much of the machine may be busy with other things when a repetition begins
+QUIET_WAIT_SECONDS = 20
 TOPICS = ["a lighthouse", "a market in the rain", "the first train of the day", "an old bridge", "a lost letter",
           "the night shift", "a garden on a roof", "a map with a mistake"]
 
@@ -65,7 +68,20 @@ class Bench:
     repetitions: int
     serve_flags: list[str]
     folder: Path
-    _n_prompts: int = 0
+    n_prompts: int = 0
+    n_repetitions_run: int = 0
+    n_began_busy: int = 0
+
+    def quiet_repetitions(self) -> Iterator[int]:
+        """Numbers the repetitions. Each waits a while for a quiet machine, and it is counted when that was in vain."""
+        for repetition in range(self.repetitions):
+            deadline = time.monotonic() + QUIET_WAIT_SECONDS
+            while busy := servers.busy_cores(0.3) > QUIET_CORES:
+                if time.monotonic() > deadline:
+                    break
+            self.n_repetitions_run += 1
+            self.n_began_busy += busy
+            yield repetition
 
     @contextmanager
     def ours(self) -> Iterator[Server]:
@@ -105,9 +121,9 @@ class Bench:
 
     def prompt(self) -> str:
         """About 100 tokens. The number comes first, so that no prompt cache shortens the work."""
-        self._n_prompts += 1
-        topic = TOPICS[self._n_prompts % len(TOPICS)]
-        return (f"{self._n_prompts:04}. Write a long and quiet story about {topic}. Say who is there and what the weather "
+        self.n_prompts += 1
+        topic = TOPICS[self.n_prompts % len(TOPICS)]
+        return (f"{self.n_prompts:04}. Write a long and quiet story about {topic}. Say who is there and what the weather "
                 "is like, what can be heard and what has just happened. Let two people talk about it who do not agree, "
                 "and let a third one come in late. Use plain words and short sentences, keep to the past tense, and do "
                 "not explain anything that the reader can see. End with a small thing that nobody had noticed before.")
@@ -124,7 +140,6 @@ def main() -> int:
         bench = Bench(arguments.server, arguments.peer, arguments.model, arguments.threads, arguments.repetitions,
                       arguments.serve_flags.split(), Path(folder))
         rows = []
-        others = [servers.busy_cores()]
         for name in arguments.only:
             print(f"measuring: {name}", file=sys.stderr)
             try:
@@ -132,8 +147,7 @@ def main() -> int:
             except (RuntimeError, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
                 failed = True
                 rows.append(Row(name, f"failed: {type(error).__name__}: {error}".replace("\n", " ")))
-        others.append(servers.busy_cores())
-        report = header(bench, others) + table(rows)
+        report = header(bench) + table(rows)
     print(report)
     if arguments.out:
         arguments.out.write_text(report + "\n")
@@ -176,7 +190,7 @@ def out_of_time(*_: object) -> None:
 def decode(bench: Bench) -> list[Row]:
     ours, by_client, peer = [], [], []
     with bench.ours_ready() as server:
-        for _ in range(bench.repetitions):
+        for _ in bench.quiet_repetitions():
             stream = one_stream(server, load.phone_call(bench.prompt(), MAX_TOKENS))
             ours.append(stream.server_rate or stream.rate)
             by_client.append(stream.rate)
@@ -196,7 +210,7 @@ def streams(bench: Bench) -> list[Row]:
     ours, peer, ceiling = [], [], []
     with bench.ours_ready() as server, bench.llama_server_ready() as llama_server:
         sides = [(server, load.phone_call, ours), (llama_server, load.openai_call, peer)]
-        for repetition in range(bench.repetitions):
+        for repetition in bench.quiet_repetitions():
             prompts = [bench.prompt() for _ in range(N_STREAMS)]
             for side, call, rates in sides if repetition % 2 == 0 else reversed(sides):
                 rate, depth = eight_streams(side, [call(prompt, MAX_TOKENS) for prompt in prompts])
@@ -229,7 +243,7 @@ def overhead(bench: Bench) -> list[Row]:
     with bench.ours_ready() as server:
         for n_streams in (1, N_STREAMS):
             figures = []
-            for _ in range(bench.repetitions):
+            for _ in bench.quiet_repetitions():
                 before = worker_counters(server)
                 eight_streams(server, [load.phone_call(bench.prompt(), MAX_TOKENS) for _ in range(n_streams)])
                 seconds, tokens = (after - b for after, b in zip(worker_counters(server), before))
@@ -267,7 +281,7 @@ def idle(bench: Bench) -> list[Row]:
 def start(bench: Bench) -> list[Row]:
     bench.model.read_bytes()  # into the page cache
     ours, peer = [], []
-    for _ in range(bench.repetitions):
+    for _ in bench.quiet_repetitions():
         with bench.ours() as server:
             ours.append(first_token(server, load.phone_call(bench.prompt(), 4)) - server.exec_time)
         with bench.llama_server() as server:
@@ -292,7 +306,7 @@ def first_token(server: Server, call: load.Call) -> float:
 
 def kill(bench: Bench) -> list[Row]:
     known, again, n_errors = [], [], 0
-    for _ in range(bench.repetitions):
+    for _ in bench.quiet_repetitions():
         with bench.ours_ready() as server:
             killed, done = asyncio.run(kill_amid_streams(server, [bench.prompt() for _ in range(N_STREAMS)]))
             known.append(max(s.ended for s in done) - killed)
@@ -379,11 +393,11 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def header(bench: Bench, others: list[float]) -> str:
+def header(bench: Bench) -> str:
     return (f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores ({platform.machine()}), "
             f"{bench.threads} threads; {bench.model.name} ({bench.model.stat().st_size:,} bytes); medians of "
-            f"{bench.repetitions} (smallest to largest); cores busy with other things: {others[0]:.1f} before, "
-            f"{others[1]:.1f} after. "
+            f"{bench.repetitions} (smallest to largest), {bench.n_began_busy} of {bench.n_repetitions_run} repetitions "
+            f"began with more than {QUIET_CORES} cores busy with other things. "
             f"Peer: llama.cpp b11549, `tools/build_peer.sh`. Command: `{' '.join(['benches/compare.py', *shown_arguments()])}`\n\n")
 
 

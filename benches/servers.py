@@ -136,7 +136,7 @@ def cpu_seconds(pids: list[int]) -> float:
     return ticks / TICKS_PER_SECOND
 
 
-def busy_cores(seconds: float = 2.0) -> float:
+def busy_cores(seconds: float) -> float:
     """How many cores compute now, for whomever."""
     def busy() -> int:
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]))
