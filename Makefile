@@ -39,7 +39,7 @@ build: setup ## Build the server
 run: build ## Build, fetch MODEL (a file or a name), serve it on 127.0.0.1:8005; more flags in ARGS
 	@model=$$($(GET) --path '$(MODEL)'); \
 	printf '\nWhen it listens, try:\n\n  %s\n\n' "curl -s http://127.0.0.1:8005/ai/text -d '{\"text\":\"What is the capital of France?\"}'"; \
-	exec $(BINARY) serve --host 127.0.0.1 --port 8005 --model "$$model" $(ALIASES) $(ARGS)
+	exec $(BINARY) serve "$$model" --host 127.0.0.1 --port 8005 $(ALIASES) $(ARGS)
 
 .PHONY: test-models
 test-models: setup ## Fetch and make the models that the tests need

@@ -85,7 +85,7 @@ class Bench:
 
     @contextmanager
     def ours(self) -> Iterator[Server]:
-        command = [str(self.server), "serve", "--host", "127.0.0.1", "--port", "0", "--model", str(self.model),
+        command = [str(self.server), "serve", str(self.model), "--host", "127.0.0.1", "--port", "0",
                    "--parallel", str(N_STREAMS), "--threads", str(self.threads), *self.serve_flags]
         with Server(command, self.folder / "ours.log") as server:
             yield server

@@ -1,6 +1,6 @@
-//! pocket-llm: an LLM server for phones.
-//!
-//! Modules in reading order: what an engine is ([`engine`]), the process that computes ([`worker`]).
-
+//! t
+pub mod config;
 pub mod engine;
 pub mod worker;
+pub mod device;
+pub mod telemetry;

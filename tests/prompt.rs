@@ -5,7 +5,8 @@ mod vocab;
 
 use pocket_llm::engine::{Message, Prompt, Role, Token};
 use pocket_llm::worker::decoder::Vocab;
-use pocket_llm::worker::prompt::{Prepared, PromptError, Template, Thinking};
+use pocket_llm::worker::prompt::{Prepared, PromptError, Template};
+use pocket_llm::worker::text::Think;
 use proptest::prelude::*;
 use vocab::{ByteVocab, plain_text};
 
@@ -432,7 +433,7 @@ fn bare_text_is_text() {
     assert_eq!(prepared.tokens, vocab.tokenize("a</s>", true, false));
     assert_eq!(
         (prepared.thinking, prepared.extra_stops),
-        (Thinking::Off, Vec::new())
+        (Think::Off, Vec::new())
     );
     let only_bos = template
         .prepare(&vocab, &Prompt::Text(String::new()), 100)
@@ -499,22 +500,22 @@ fn too_much_is_refused_with_a_count() {
 #[test]
 fn where_reasoning_begins() {
     for (template, thinks, thinking) in [
-        ("{{ messages[0].content }}", false, Thinking::Off),
+        ("{{ messages[0].content }}", false, Think::Off),
         (
             "{{ messages[0].content.split('</think>')[-1] }}",
             true,
-            Thinking::Watch,
+            Think::Watch,
         ),
         (
             "{{ messages[0].content.split('</think>')[-1] }}<think>\n",
             true,
-            Thinking::Inside,
+            Think::Inside,
         ),
-        ("{{ messages[0].content }}<think>", false, Thinking::Inside),
+        ("{{ messages[0].content }}<think>", false, Think::Inside),
         (
             "{{ messages[0].content }}<think></think>\n\n",
             true,
-            Thinking::Watch,
+            Think::Watch,
         ),
     ] {
         let vocab = ByteVocab::new(&CHATML).with_template(template);
@@ -533,7 +534,7 @@ fn where_reasoning_begins() {
         prepare(&vocab, &[user("<think>")])
             .expect("the prompt is good")
             .thinking,
-        Thinking::Off
+        Think::Off
     );
 }
 

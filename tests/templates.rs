@@ -14,7 +14,8 @@ mod vocab;
 use models::test_model;
 use pocket_llm::engine::{Message, Prompt, Token};
 use pocket_llm::worker::decoder::Vocab;
-use pocket_llm::worker::prompt::{PromptError, Template, Thinking};
+use pocket_llm::worker::prompt::{PromptError, Template};
+use pocket_llm::worker::text::Think;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -83,7 +84,7 @@ fn assert_renders_as_expected(vocab: &ByteVocab, file: &str) {
             Expected::Text(text) => {
                 let rendered = rendered.expect(&name);
                 assert_eq!(&rendered.text(), text, "{name}");
-                assert_eq!(rendered.thinking(), Thinking::Off, "{name}");
+                assert_eq!(rendered.thinking(), Think::Off, "{name}");
                 let prepared = template
                     .prepare(vocab, &Prompt::Messages(messages), 100_000)
                     .expect(&name);

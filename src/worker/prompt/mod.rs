@@ -16,6 +16,7 @@ mod strftime;
 
 use crate::engine::{Message, Prompt, Role, Token};
 use crate::worker::decoder::Vocab;
+use crate::worker::text::Think;
 use control::ControlTexts;
 use fallback::Fallback;
 use jinja::{Failure, Jinja};
@@ -47,24 +48,13 @@ pub enum PromptError {
     Template(String),
 }
 
-/// Whether an answer begins inside the model's reasoning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Thinking {
-    /// The model does not mark reasoning.
-    Off,
-    /// The model may open its reasoning itself.
-    Watch,
-    /// The prompt has opened it already.
-    Inside,
-}
-
 /// A prompt that is ready for the engine thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
     /// The whole prompt, the begin-of-sequence token included.
     pub tokens: Vec<Token>,
     /// Where the answer begins.
-    pub thinking: Thinking,
+    pub thinking: Think,
     /// Strings that end the answer besides those of the request: the prompt format has no token for it.
     pub extra_stops: Vec<String>,
 }
@@ -74,7 +64,7 @@ pub struct Prepared {
 pub struct Rendered {
     text: String,
     marker: Option<char>,
-    thinking: Thinking,
+    thinking: Think,
 }
 
 impl Rendered {
@@ -87,7 +77,7 @@ impl Rendered {
     }
 
     /// Where the answer begins.
-    pub fn thinking(&self) -> Thinking {
+    pub fn thinking(&self) -> Think {
         self.thinking
     }
 }
@@ -179,11 +169,11 @@ impl Template {
 
     fn rendered(&self, text: String, marker: Option<char>) -> Rendered {
         let thinking = if self.opens_thinking && text.trim_end().ends_with(THINK) {
-            Thinking::Inside
+            Think::Inside
         } else if self.thinks {
-            Thinking::Watch
+            Think::Watch
         } else {
-            Thinking::Off
+            Think::Off
         };
         Rendered {
             text,
@@ -222,7 +212,7 @@ impl Template {
                 tokens.extend(vocab.tokenize(text, false, false));
                 Prepared {
                     tokens,
-                    thinking: Thinking::Off,
+                    thinking: Think::Off,
                     extra_stops: Vec::new(),
                 }
             }
