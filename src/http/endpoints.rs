@@ -1,0 +1,142 @@
+//! The table of endpoints: the router is built from it, `/` and `/help` show it.
+
+use super::app::App;
+use super::error::{ApiError, Code};
+use super::{exporter, phone, probes};
+use axum::extract::MatchedPath;
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+
+/// One thing that can be asked for.
+pub(super) struct Endpoint {
+    pub(super) method: &'static str,
+    pub(super) path: &'static str,
+    /// What it does; for one that does not exist yet, why not.
+    pub(super) description: &'static str,
+    /// What `curl -s` needs besides the address.
+    pub(super) sample: Option<&'static str>,
+    /// Whether it does anything.
+    pub(super) exists: bool,
+    pub(super) route: fn() -> MethodRouter<App>,
+}
+
+const fn shows(
+    path: &'static str,
+    description: &'static str,
+    route: fn() -> MethodRouter<App>,
+) -> Endpoint {
+    Endpoint {
+        method: "GET",
+        path,
+        description,
+        sample: Some(""),
+        exists: true,
+        route,
+    }
+}
+
+const fn absent(method: &'static str, path: &'static str, description: &'static str) -> Endpoint {
+    Endpoint {
+        method,
+        path,
+        description,
+        sample: None,
+        exists: false,
+        route: match method.as_bytes()[0] {
+            b'G' => || get(not_implemented),
+            b'D' => || delete(not_implemented),
+            _ => || post(not_implemented),
+        },
+    }
+}
+
+const STORE: &str = "this server serves the one model that it was started with; models can't be managed over HTTP yet";
+const SENSOR: &str = "this server has no access to the phone's sensors, camera or screen";
+const VISION: &str = "this server sees no pictures";
+
+/// Everything, in the order in which it is shown.
+#[rustfmt::skip] // A table reads best as one.
+pub(super) static ENDPOINTS: &[Endpoint] = &[
+    Endpoint {
+        method: "POST",
+        path: phone::text::PATH,
+        description: phone::text::DESCRIPTION,
+        sample: Some(r#" -d '{"text":"Why is the sky blue?","maxTokens":200}'"#),
+        exists: true,
+        route: || post(phone::text::answer),
+    },
+    shows("/ai/models", "the models that can be asked", || get(phone::models::list)),
+    shows("/", "this list", || get(phone::info::index)),
+    shows("/help", "all endpoints with their fields, samples and errors", || get(phone::info::help)),
+    shows("/status", "what the server does now: model, queue, worker, uptime", || get(phone::status::status)),
+    shows("/health", "whether the server can answer; 503 if not", || get(phone::status::health)),
+    shows("/capabilities", "what the server can do", || get(phone::info::capabilities)),
+    shows("/livez", "liveness probe: the front is sane; needs no key", || get(probes::live)),
+    shows("/readyz", "readiness probe: requests should come here; needs no key", || get(probes::ready)),
+    shows("/metrics", "counters and histograms as OpenMetrics text", || get(exporter::metrics)),
+
+    absent("POST", "/ai/models/download", STORE),
+    absent("GET", "/ai/models/status", STORE),
+    absent("GET", "/ai/models/loading-status", STORE),
+    absent("GET", "/ai/models/diagnostics", STORE),
+    absent("POST", "/ai/models/cleanup", STORE),
+    absent("POST", "/ai/models/test", STORE),
+    absent("GET", "/ai/models/{name}/status", STORE),
+    absent("DELETE", "/ai/models/{name}", STORE),
+    absent("POST", "/ai/text/upload-model-api", STORE),
+    absent("POST", "/ai/object_detection", VISION),
+    absent("POST", "/camera/detect", VISION),
+    absent("GET", "/orientation", SENSOR),
+    absent("GET", "/capture", SENSOR),
+    absent("GET", "/location", SENSOR),
+    absent("POST", "/display", SENSOR),
+];
+
+/// Everything that exists.
+pub(super) fn existing() -> impl Iterator<Item = &'static Endpoint> {
+    ENDPOINTS.iter().filter(|endpoint| endpoint.exists)
+}
+
+async fn not_implemented(path: MatchedPath, method: Method) -> ApiError {
+    let known = ENDPOINTS
+        .iter()
+        .find(|endpoint| endpoint.path == path.as_str() && !endpoint.exists);
+    ApiError::new(
+        Code::NotImplemented,
+        format!("{method} {} is not implemented", path.as_str()),
+    )
+    .details(known.map_or(STORE, |endpoint| endpoint.description))
+}
+
+/// No endpoint has the request's path.
+pub(super) async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(
+        Code::NotFound,
+        format!("there is nothing at {}", uri.path()),
+    )
+    .details("GET / lists what exists")
+}
+
+/// No endpoint at the request's path has its method. The router adds the header `Allow`.
+pub(super) async fn wrong_method(path: Option<MatchedPath>, method: Method) -> Response {
+    if method == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let path = path.as_ref().map_or("", MatchedPath::as_str);
+    let methods: Vec<&str> = ENDPOINTS
+        .iter()
+        .filter(|endpoint| endpoint.path == path)
+        .map(|endpoint| endpoint.method)
+        .collect();
+    let methods = methods.join(", ");
+    let error = ApiError::new(
+        Code::MethodNotAllowed,
+        format!("{path} does not take {method}"),
+    );
+    let mut response = error.details(format!("it takes {methods}")).into_response();
+    if let Ok(allow) = methods.replace("GET", "GET, HEAD").parse() {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}

@@ -1,0 +1,63 @@
+//! The door: HTTP in, requests to the engine, answers out.
+//!
+//! It owns sockets, wire formats, limits on what comes in, and keys. It never computes and never knows how a model
+//! works: all that it sees of one is [`crate::engine`]. One table, in `endpoints`, is both the router and its
+//! documentation.
+
+pub mod listen;
+
+mod app;
+mod auth;
+mod body;
+mod endpoints;
+mod error;
+mod exporter;
+mod fields;
+mod json;
+mod lifecycle;
+mod negotiate;
+mod phone;
+mod probes;
+mod socket;
+mod timings;
+mod tracked;
+
+pub use app::{App, HttpSettings};
+pub use auth::ApiKey;
+pub use lifecycle::Lifecycle;
+pub use listen::Peer;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+
+/// All endpoints, behind the key check.
+pub fn router(app: App) -> Router {
+    endpoints::ENDPOINTS
+        .iter()
+        .fold(Router::new(), |router, endpoint| {
+            router.route(endpoint.path, (endpoint.route)())
+        })
+        .fallback(endpoints::not_found)
+        .method_not_allowed_fallback(endpoints::wrong_method)
+        .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn_with_state(app.clone(), common_headers))
+        .with_state(app)
+}
+
+/// Headers that every answer carries. While the server drains, clients with open connections are sent away, so that their
+/// next request goes to another pod.
+async fn common_headers(State(app): State<App>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(name) = app.served_by() {
+        headers.insert("x-served-by", name.clone());
+    }
+    if app.lifecycle().is_draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

@@ -1,0 +1,168 @@
+//! `POST /ai/text`: a prompt in, an answer out, whole or as it is made.
+//!
+//! Until the engine has accepted a request, what goes wrong has a status of its own. After that a stream's head is out,
+//! and an error is the stream's last object.
+
+mod answer;
+mod request;
+mod stream;
+
+use super::super::app::App;
+use super::super::error::ApiError;
+use super::super::listen::Peer;
+use super::super::negotiate::{self, Shape};
+use super::super::tracked::{Tracked, Tracker};
+use super::super::{body, json};
+use crate::engine::Event;
+use crate::models::Family;
+use answer::{Answer, Frame};
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use request::TextRequest;
+
+/// Where it is.
+pub(in crate::http) const PATH: &str = "/ai/text";
+
+/// What `/help` says about it.
+pub(in crate::http) const DESCRIPTION: &str = "answers a prompt with the model: one JSON object, or a stream with \
+     \"stream\": true or Accept: text/event-stream, application/x-ndjson or text/plain";
+
+/// The fields of a request, for `/help`.
+#[rustfmt::skip] // A table reads best as one.
+pub(in crate::http) const FIELDS: &[(&str, &str)] = &[
+    ("text", "what to answer; `prompt` is another name (`text` wins unless it is empty)"),
+    ("model", "one of the names in /ai/models; the served model if absent"),
+    ("temperature", "0 to 100; 0 always takes the likeliest token"),
+    ("topK", "whole number; 0 keeps all tokens"),
+    ("topP", "0 to 1; 1 keeps all tokens"),
+    ("maxTokens", "at least 1; 1024 if absent; the context's end is a limit in any case"),
+    ("stream", "true streams, false never does, whatever Accept says"),
+    ("system", "standing instructions"),
+    ("messages", "earlier turns: a list of {role: system|user|assistant, content}; `text` is then the latest turn, or absent if the list ends with it"),
+    ("minP", "0 to 1; 0 is off"),
+    ("seed", "whole number; absent or -1 for a random one, which metadata tells"),
+    ("repeatPenalty", "0.01 to 100; 1 is off"),
+    ("frequencyPenalty", "-100 to 100; 0 is off"),
+    ("presencePenalty", "-100 to 100; 0 is off"),
+    ("repeatLastN", "tokens that the penalties look at, up to 65536; 64 if absent"),
+    ("stop", "a string or up to 16, each of 1 to 256 bytes; the answer ends before the first of them"),
+    ("ignoreEos", "true goes on until maxTokens (for benchmarks)"),
+    ("cachePrompt", "false decodes the whole prompt anew"),
+    ("deadlineMs", "milliseconds after which the answer ends as it is, up to a day"),
+];
+
+/// The handler.
+pub(in crate::http) async fn answer(
+    State(app): State<App>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    // A client is its address: the queue is fair between addresses.
+    let client = peer.map_or_else(
+        || "unknown".into(),
+        |Extension(peer)| peer.client.to_string(),
+    );
+    let mut tracker = Tracker::new(&app, PATH, client);
+    let prepared = match prepare(&app, &tracker, &headers, body).await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            tracker.failed(&error);
+            return error.into_response();
+        }
+    };
+    let Prepared {
+        request,
+        frame,
+        shape,
+    } = prepared;
+    let generation = match Tracked::submit(tracker, request) {
+        Ok(generation) => generation,
+        Err(error) => return error.into_response(),
+    };
+    let answered = match shape {
+        Shape::Json => whole(generation, frame).await,
+        Shape::Stream(format) => {
+            stream::start(generation, frame, format, app.settings().keep_alive).await
+        }
+    };
+    answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// A request that can be submitted, and what its answer will need.
+struct Prepared {
+    request: crate::engine::Request,
+    frame: Frame,
+    shape: Shape,
+}
+
+async fn prepare(
+    app: &App,
+    tracker: &Tracker,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Prepared, ApiError> {
+    let asked = {
+        let received = body::read(app, headers, body).await?;
+        request::parse(received).await?
+    };
+    let model = resolve(app, &asked)?;
+    let info = app
+        .model_info()
+        .await
+        .map_err(|error| ApiError::from(&error))?;
+    let family = Family::of(&info);
+    let shape = negotiate::shape(asked.stream, headers);
+    let request = asked.into_engine(family, tracker.client());
+    let frame = Frame {
+        model,
+        licence: family.licence_notice.as_deref(),
+        max_tokens: request.max_tokens,
+        sampling: request.sampling.clone(),
+    };
+    Ok(Prepared {
+        request,
+        frame,
+        shape,
+    })
+}
+
+fn resolve(app: &App, asked: &TextRequest) -> Result<String, ApiError> {
+    let known = app.model().resolve(asked.model.as_deref());
+    known.map(Into::into).map_err(|unknown| {
+        let available = unknown.available.join(", ");
+        ApiError::new(
+            super::super::error::Code::ModelNotAvailable,
+            unknown.to_string(),
+        )
+        .details(format!("available: {available}"))
+    })
+}
+
+/// Collects the whole answer. When the client leaves, this future is dropped, and the generation with it.
+async fn whole(mut generation: Tracked, frame: Frame) -> Result<Response, ApiError> {
+    let mut answer = Answer::default();
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Accepted { .. } | Event::Started { .. } => {}
+            Event::Text { text, thinking } => answer.push(&text, thinking),
+            Event::Finished(outcome) => {
+                return Ok(json::compact(
+                    StatusCode::OK,
+                    &frame.whole(&answer, &outcome),
+                ));
+            }
+            Event::Failed(error) => return Err(ApiError::from(&error)),
+        }
+    }
+    Err(ended_early())
+}
+
+/// The engine promises a terminal event; this is for a day on which it breaks its word.
+fn ended_early() -> ApiError {
+    ApiError::from(&crate::engine::EngineError::Internal(
+        "the events ended without a terminal one".into(),
+    ))
+}

@@ -1,0 +1,100 @@
+//! What the front knows about models: the names that a served one answers to, and what its family wants.
+//!
+//! Pure data. What is inside a file is the worker's knowledge and arrives as
+//! [`ModelInfo`](crate::engine::ModelInfo).
+
+mod families;
+
+use std::path::{Path, PathBuf};
+
+pub use families::Family;
+
+/// The model that this server serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedModel {
+    name: String,
+    aliases: Vec<String>,
+    path: PathBuf,
+}
+
+/// A name that nothing here answers to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model {asked:?} is not available")]
+pub struct UnknownModel {
+    /// The name that was asked for.
+    pub asked: String,
+    /// The names that exist.
+    pub available: Vec<String>,
+}
+
+impl ServedModel {
+    /// A model at `path` that is called `name`, and answers to the aliases too.
+    pub fn new(name: String, aliases: Vec<String>, path: PathBuf) -> Self {
+        Self {
+            name,
+            aliases,
+            path,
+        }
+    }
+
+    /// The name that answers carry.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Further names that it answers to.
+    pub fn aliases(&self) -> &[String] {
+        &self.aliases
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The true name of the model that a request means. Without a name it means the served model; otherwise the name
+    /// must be this model's or an alias, in any case.
+    pub fn resolve(&self, asked: Option<&str>) -> Result<&str, UnknownModel> {
+        let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
+            return Ok(&self.name);
+        };
+        let wanted = asked.to_lowercase();
+        let mut names = std::iter::once(&self.name).chain(&self.aliases);
+        if names.any(|name| name.to_lowercase() == wanted) {
+            return Ok(&self.name);
+        }
+        Err(UnknownModel {
+            asked: asked.to_owned(),
+            available: std::iter::once(&self.name)
+                .chain(&self.aliases)
+                .cloned()
+                .collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_aliases_resolve_to_the_true_name() {
+        let aliases = vec!["GEMMA_3_1B_IT".into(), "Kleine Größe".into()];
+        let model = ServedModel::new("tiny".into(), aliases, "tiny.gguf".into());
+        for asked in [
+            None,
+            Some(""),
+            Some("tiny"),
+            Some("TINY"),
+            Some("gemma_3_1b_it"),
+            Some("kleine GRÖßE"),
+        ] {
+            assert_eq!(model.resolve(asked), Ok("tiny"), "{asked:?}");
+        }
+        for asked in ["tin", "tiny.gguf", " tiny", "gpt-4o"] {
+            let unknown = model.resolve(Some(asked)).unwrap_err();
+            assert_eq!(unknown.asked, asked);
+            assert_eq!(unknown.available, ["tiny", "GEMMA_3_1B_IT", "Kleine Größe"]);
+        }
+    }
+}
