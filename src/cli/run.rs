@@ -99,7 +99,7 @@ async fn piped() -> Result<Option<String>> {
 struct Chat {
     engine: EngineHandle,
     args: RunArgs,
-    family: Family,
+    family: &'static Family,
     messages: Vec<Message>,
     interrupts: Signal,
 }
@@ -205,14 +205,19 @@ impl Chat {
     }
 
     fn request(&self) -> Request {
-        let defaults = &self.family.sampling;
         Request {
             client: "terminal".into(),
             prompt: Prompt::Messages(self.messages.clone()),
             sampling: Sampling {
-                temperature: self.args.temperature.unwrap_or(defaults.temperature),
-                seed: self.args.seed.unwrap_or_else(crate::models::random_seed),
-                ..defaults.clone()
+                temperature: self.args.temperature.unwrap_or(self.family.temperature),
+                top_k: self.family.top_k,
+                top_p: self.family.top_p,
+                min_p: 0.0,
+                repeat_penalty: 1.0,
+                repeat_last_n: 64,
+                frequency_penalty: 0.0,
+                presence_penalty: 0.0,
+                seed: self.args.seed.unwrap_or_else(Sampling::random_seed),
             },
             stop: Vec::new(),
             max_tokens: self.args.max_tokens,

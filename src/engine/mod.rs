@@ -74,6 +74,15 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+impl Sampling {
+    /// A seed for a request that names none. 53 bits: clients that keep numbers in a double get it back whole.
+    pub fn random_seed() -> u64 {
+        use std::hash::BuildHasher;
+        // The standard library's hash keys are random; there is no need for more than that here.
+        std::hash::RandomState::new().hash_one(0u8) >> 11
+    }
+}
+
 /// One generation asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
