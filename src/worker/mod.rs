@@ -1,3 +1,4 @@
 //! The part that computes.
 
 pub mod decoder;
+pub mod text;
