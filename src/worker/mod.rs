@@ -1,4 +1,5 @@
 //! The part that computes.
 
 pub mod decoder;
+pub mod sampling;
 pub mod text;
