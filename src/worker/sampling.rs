@@ -14,7 +14,6 @@ mod scan;
 mod truncate;
 
 #[cfg(test)]
-#[cfg(any())]
 mod tests;
 
 use crate::engine::{Sampling, Token};
@@ -112,21 +111,23 @@ fn pick(weights: impl Iterator<Item = f32>, target: &mut f64) -> usize {
 
 /// A number in 0..1 for each position, the same whenever it is asked for.
 ///
-/// A counter is mixed instead of a state kept, as in SplittableRandom (Steele, Lea and Flood: Fast Splittable Pseudorandom
-/// Number Generators, OOPSLA 2014); the mixing is Stafford's variant 13, known as the finaliser of SplitMix64. The seed is
+/// A counter is mixed instead of a state kept, as in `SplittableRandom` (Steele, Lea and Flood: Fast Splittable Pseudorandom
+/// Number Generators, OOPSLA 2014); the mixing is Stafford's variant 13, known as the finaliser of `SplitMix64`. The seed is
 /// mixed first, so that neighbouring seeds do not give the same numbers at shifted positions.
 fn random(seed: u64, position: u32) -> f64 {
-    /// The odd number closest to 2^64 divided by the golden ratio.
-    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |z: u64| {
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
     let start = mix(seed.wrapping_add(GAMMA));
     let bits = mix(start.wrapping_add(GAMMA.wrapping_mul(u64::from(position) + 1)));
     // 53 bits are what an f64 holds.
     #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
     let bits = (bits >> 11) as f64;
     bits / 9_007_199_254_740_992.0
+}
+
+/// The odd number closest to 2^64 divided by the golden ratio.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mix(bits: u64) -> u64 {
+    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }

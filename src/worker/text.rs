@@ -1,7 +1,7 @@
 //! From token bytes to text that may go out.
 //!
-//! Three stages in a row, each holding back what it cannot judge yet: whole characters ([`utf8`]), nothing of a stop string
-//! ([`stop`]), thinking apart from the answer ([`think`]). Stop strings are matched on the text as the model said it, marks
+//! Three stages in a row, each holding back what it cannot judge yet: whole characters (`utf8`), nothing of a stop string
+//! (`stop`), thinking apart from the answer (`think`). Stop strings are matched on the text as the model said it, marks
 //! included, so they end thinking and answer alike. What comes out does not depend on where the tokens cut the text.
 //!
 //! Pure: no clock, no channel, no panic on any input.

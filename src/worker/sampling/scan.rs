@@ -15,7 +15,7 @@ const LANES: usize = 16;
 
 type Chunk = [f32; CHUNK];
 
-/// A token that may be chosen. Orders by rank: larger logit first, then lower id.
+/// A token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) logit: f32,
@@ -65,12 +65,12 @@ impl Scan {
 
     /// The first id with this logit, which must be the maximum.
     pub(super) fn first_at(&self, logits: &[f32], max: f32) -> u32 {
-        let chunk = self.maxima.iter().position(|&maximum| maximum == max);
+        let chunk = self.maxima.iter().position(|&maximum| maximum >= max);
         let chunk = chunk.unwrap_or_default();
         let within = self
             .chunk(logits, chunk)
             .iter()
-            .position(|&logit| logit == max);
+            .position(|&logit| logit >= max);
         id(chunk, within.unwrap_or_default())
     }
 
@@ -173,6 +173,10 @@ impl Scan {
 }
 
 /// Rank: larger logit first, then lower id.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "what sorting functions call"
+)]
 pub(super) fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     let logits = b.logit.partial_cmp(&a.logit);
     logits.unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))

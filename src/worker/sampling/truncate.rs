@@ -35,13 +35,12 @@ impl Truncation {
             ..
         } = *sampling;
         Self {
-            top_k: if top_k == 0 {
-                usize::MAX
-            } else {
-                top_k as usize
+            top_k: match top_k {
+                0 => usize::MAX,
+                k => k as usize,
             },
             top_p: if top_p < 1.0 {
-                f64::from(top_p)
+                f64::from(top_p.max(0.0))
             } else {
                 f64::INFINITY
             },
@@ -72,7 +71,7 @@ impl Truncation {
         if self.top_k < logits.len() {
             collect_top_k(scan, logits, max, self.top_k, kept);
             if top_p.is_finite() {
-                let total: f64 = kept.iter().map(|kept| weight(kept, max)).sum();
+                let total: f64 = kept.iter().map(|&kept| weight(kept, max)).sum();
                 nucleus(kept, max, top_p * total);
             }
             kept.retain(|kept| kept.logit >= lowest);
@@ -146,7 +145,10 @@ fn nucleus(kept: &mut Vec<Candidate>, max: f32, needed: f64) {
     while high - low > 1 {
         let middle = low.midpoint(high);
         kept[low..high].select_nth_unstable_by(middle - low, by_rank);
-        let mass: f64 = kept[low..middle].iter().map(|kept| weight(kept, max)).sum();
+        let mass: f64 = kept[low..middle]
+            .iter()
+            .map(|&kept| weight(kept, max))
+            .sum();
         if mass_before + mass >= needed {
             high = middle;
         } else {
@@ -158,6 +160,6 @@ fn nucleus(kept: &mut Vec<Candidate>, max: f32, needed: f64) {
 }
 
 /// The candidate's share of the probability, on a scale on which the likeliest token has 1.
-fn weight(candidate: &Candidate, max: f32) -> f64 {
+fn weight(candidate: Candidate, max: f32) -> f64 {
     f64::from(exp(candidate.logit - max))
 }
