@@ -75,19 +75,19 @@ pub fn run(
         let turn = Instant::now();
         let decode = engine.stats.decode_us;
         engine.drop_the_departed(turn);
-        engine.admit();
-        let stepped = engine.step();
         engine.retire();
-        let events = std::mem::take(&mut engine.events);
-        if !stepped && events.is_empty() {
+        engine.admit();
+        // Who was accepted or refused hears it now, not after a step.
+        if !engine.events.is_empty() && !engine.tell(report) {
+            return;
+        }
+        if !engine.step() {
             continue;
         }
-        engine.count();
-        if stepped {
-            let decode = engine.stats.decode_us - decode;
-            engine.stats.overhead_us += micros(turn.elapsed()).saturating_sub(decode);
-        }
-        if !report(Report { events, stats: engine.stats.clone() }) {
+        engine.retire();
+        let decode = engine.stats.decode_us - decode;
+        engine.stats.overhead_us += micros(turn.elapsed()).saturating_sub(decode);
+        if !engine.tell(report) {
             return;
         }
     }
@@ -295,10 +295,12 @@ impl Engine<'_> {
         }
     }
 
-    fn count(&mut self) {
+    /// Reports what happened since the last time. `false` means that nobody listens.
+    fn tell(&mut self, report: &mut dyn FnMut(Report) -> bool) -> bool {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
+        report(Report { events: std::mem::take(&mut self.events), stats: self.stats.clone() })
     }
 }
 
