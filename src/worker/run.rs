@@ -73,12 +73,13 @@ pub fn run(
     };
     while engine.receive(inbox) {
         let turn = Instant::now();
-        let decode = engine.stats.decode_us;
+        let (decode, cancelled) = (engine.stats.decode_us, engine.stats.cancelled);
         engine.drop_the_departed(turn);
         engine.retire();
         engine.admit();
-        // Who was accepted or refused hears it now, not after a step.
-        if !engine.events.is_empty() && !engine.tell(report) {
+        // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
+        let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled;
+        if news && !engine.tell(report) {
             return;
         }
         if !engine.step() {
