@@ -1,10 +1,22 @@
 //! pocket-llm: an LLM server for phones.
 //!
-//! Modules in reading order: the door ([`http`]), what an engine is ([`engine`]), the process that computes
-//! ([`worker`]), what is known about models ([`models`]), and what is counted ([`metrics`]).
+//! Modules in reading order: the command line and what it sets up ([`cli`], [`config`], [`serve`]), the door ([`http`]), what an
+//! engine is, seen from outside ([`engine`]), the process that computes ([`worker`]), which models are known ([`models`]), what the
+//! machine gives ([`device`]), and what is told about it all ([`metrics`], [`telemetry`]).
+
+pub mod cli;
+pub mod config;
+pub mod serve;
+
+pub mod http;
 
 pub mod engine;
-pub mod http;
-pub mod metrics;
-pub mod models;
+
 pub mod worker;
+
+pub mod models;
+
+pub mod device;
+
+pub mod metrics;
+pub mod telemetry;

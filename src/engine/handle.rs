@@ -1,7 +1,7 @@
 //! The handle on an engine that the rest of the program holds: submit a request, read its events, drop to cancel.
 
 use super::supervisor::{self, Command};
-use super::{EngineError, Event, Launch, ModelInfo, Request, WorkerConfig, WorkerStats};
+use super::{DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Request, WorkerConfig, WorkerStats};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -92,7 +92,10 @@ impl EngineHandle {
         let parallel = options.config.parallel;
         // A sequence's share is padded by llama.cpp to 256 cells; every token makes one event at most, but for the
         // few around it and the one token that ends the reasoning.
-        let share = options.config.ctx_size / parallel.max(1) + 256;
+        let share = match options.config.ctx_size {
+            Some(cells) => cells / parallel.max(1) + 256,
+            None => DEFAULT_CONTEXT_PER_SEQUENCE,
+        };
         // Each place can have one Submit and one Cancel under way, and there is one Stop.
         let (commands, inbox) = mpsc::channel(2 * places as usize + 1);
         let (state, load) = supervisor::start(options, inbox)?;
@@ -200,9 +203,14 @@ impl EngineHandle {
             .await;
     }
 
+    /// Refuses new requests from now on.
+    pub fn close(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
     /// Refuses new requests, ends those that are left with [`EngineError::ShuttingDown`], and ends the worker.
     pub async fn shutdown(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        self.close();
         if self.shared.commands.send(Command::Stop).await.is_ok() {
             let mut state = self.shared.state.clone();
             // An error means that the supervisor is gone already.

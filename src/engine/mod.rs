@@ -74,6 +74,15 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+impl Sampling {
+    /// A seed for a request that names none. 53 bits: clients that keep numbers in a double get it back whole.
+    pub fn random_seed() -> u64 {
+        use std::hash::BuildHasher;
+        // The standard library's hash keys are random; there is no need for more than that here.
+        std::hash::RandomState::new().hash_one(0u8) >> 11
+    }
+}
+
 /// One generation asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -209,13 +218,17 @@ pub enum EngineError {
     Internal(String),
 }
 
+/// Tokens that a request may use where nobody asked for another number: some turns of a chat.
+pub const DEFAULT_CONTEXT_PER_SEQUENCE: u32 = 2048;
+
 /// What a worker needs to know to load its model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerConfig {
     /// The GGUF file.
     pub model: PathBuf,
-    /// KV cells in all; `None` picks a default. Each sequence gets an equal share.
-    pub ctx_size: u32,
+    /// KV cells in all, shared equally between the sequences; `None` gives each
+    /// [`DEFAULT_CONTEXT_PER_SEQUENCE`], or what the model was trained with if that is less.
+    pub ctx_size: Option<u32>,
     /// Sequences that run at once.
     pub parallel: u32,
     /// Threads for steps of one row.

@@ -1,0 +1,75 @@
+# Everything that a person or CI does here, by name. The rules are thin: what they call is documented where it lies.
+#
+# One profile everywhere, release: so llama.cpp (minutes) is compiled once for build, tests, lints and benches.
+# Downloads and tools live outside the clone, in $(POCKET_LLM_CACHE).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export POCKET_LLM_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pocket-llm
+export POCKET_LLM_TEST_MODELS ?= $(POCKET_LLM_CACHE)/test-models
+
+PYTHON := $(POCKET_LLM_CACHE)/venv/bin/python
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/pocket-llm
+CARGO_DENY := $(POCKET_LLM_CACHE)/tools/cargo-deny-0.20.2/bin/cargo-deny
+GET := $(PYTHON) tools/get_test_models.py
+SCRIPTS := .ci/run $(wildcard tools/*.sh benches/*.sh)
+
+comma := ,
+SMALL_MODEL := smollm2-135m
+MODEL ?= $(SMALL_MODEL)
+ARGS ?=
+# The model names of the phone app's clients, answered by the small model so that their curl lines work as they are.
+ALIASES := $(if $(filter $(SMALL_MODEL),$(MODEL)),--alias 'GEMMA_3_1B_IT$(comma)gemma-3n-e2b-it')
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+.PHONY: setup
+setup: ## Install the missing build tools (Debian: by apt-get)
+	@tools/setup.sh
+
+.PHONY: build
+build: setup ## Build the server
+	cargo build --release
+
+.PHONY: run
+run: build ## Build, fetch MODEL (a file or a name), serve it on 127.0.0.1:8005; more flags in ARGS
+	@model=$$($(GET) --path '$(MODEL)'); \
+	printf '\nWhen it listens, try:\n\n  %s\n\n' "curl -s http://127.0.0.1:8005/ai/text -d '{\"text\":\"What is the capital of France?\"}'"; \
+	exec $(BINARY) serve "$$model" --host 127.0.0.1 --port 8005 $(ALIASES) $(ARGS)
+
+.PHONY: test-models
+test-models: setup ## Fetch and make the models that the tests need
+	@$(GET)
+
+.PHONY: test
+test: test-models ## Run all tests, with llama.cpp and without
+	INSTA_UPDATE=no cargo test --release
+	cargo check --release --no-default-features --all-targets
+	$(PYTHON) -m unittest discover --start-directory benches --pattern 'test_*.py'
+
+.PHONY: lint
+lint: ## Check format, clippy, docs, licences and sources of dependencies, shell scripts
+	@tools/setup.sh lint
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
+	tools/check_dependencies.sh $(CARGO_DENY)
+	if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); fi
+
+.PHONY: bench
+bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, once); MODEL as in run
+	@tools/build_peer.sh
+	@model=$$($(GET) --path '$(MODEL)'); \
+	$(PYTHON) benches/compare.py --server $(BINARY) --peer "$${PEER:-$(POCKET_LLM_CACHE)/peer}/bin" --model "$$model" $(ARGS)
+
+.PHONY: cargo-bench
+cargo-bench: setup ## Run the criterion benchmarks of our own code
+	cargo bench
+
+.PHONY: clean
+clean: ## Remove what was built; the cache outside the clone stays
+	cargo clean

@@ -1,0 +1,417 @@
+#!/usr/bin/env python3
+"""Measures the server against llama.cpp's own programs, in one run: `make bench`. Prints a Markdown table.
+
+    compare.py --server target/release/pocket-llm --peer DIR --model FILE [--only decode,kill] [--repetitions 5]
+
+decode   one stream: tokens/s against llama-bench at the same depth
+streams  eight streams at once: all tokens/s against llama-server, same prompts; llama-batched-bench beside it
+overhead what our worker spends per token outside of llama.cpp
+idle     processor time and memory of a server that has nothing to do
+start    from exec to the first token of a cached model
+kill     the worker is killed amid eight streams: when does every client know, and does the next request work
+
+Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
+everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
+factor, not a share: a repetition waits up to 20 s for a quiet machine, the header says how often in vain, and the table how
+far the repetitions lie apart.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Iterator
+
+import load
+import servers
+from load import Stream, now
+from servers import Server
+
+MIB = 1 << 20
+N_STREAMS = 8
+MAX_TOKENS = 128
+CONTEXT_PER_STREAM = 1024
+IDLE_SECONDS = 20
+RESTART_SECONDS = 30
+QUIET_CORES = 0.25  # as much of the machine may be busy with other things when a repetition begins
+QUIET_WAIT_SECONDS = 20
+TOPICS = ["a lighthouse", "a market in the rain", "the first train of the day", "an old bridge", "a lost letter",
+          "the night shift", "a garden on a roof", "a map with a mistake"]
+
+
+@dataclass
+class Row:
+    figure: str
+    ours: str
+    peer: str = "–"
+    bar: str = "–"
+    met: bool | None = None
+
+
+@dataclass
+class Bench:
+    """What to measure, with what, and where to put the logs."""
+    server: Path
+    peer: Path
+    model: Path
+    threads: int
+    repetitions: int
+    serve_flags: list[str]
+    folder: Path
+    n_prompts: int = 0
+    n_repetitions_run: int = 0
+    n_began_busy: int = 0
+
+    def quiet_repetitions(self) -> Iterator[int]:
+        """Numbers the repetitions. Each waits a while for a quiet machine, and it is counted when that was in vain."""
+        for repetition in range(self.repetitions):
+            deadline = time.monotonic() + QUIET_WAIT_SECONDS
+            while busy := servers.busy_cores(0.3) > QUIET_CORES:
+                if time.monotonic() > deadline:
+                    break
+            self.n_repetitions_run += 1
+            self.n_began_busy += busy
+            yield repetition
+
+    @contextmanager
+    def ours(self) -> Iterator[Server]:
+        command = [str(self.server), "serve", str(self.model), "--host", "127.0.0.1", "--port", "0",
+                   "--parallel", str(N_STREAMS), "--threads", str(self.threads), *self.serve_flags]
+        with Server(command, self.folder / "ours.log") as server:
+            yield server
+
+    @contextmanager
+    def ours_ready(self) -> Iterator[Server]:
+        with self.ours() as server:
+            server.port()
+            server.wait_until_ready("/readyz")
+            one_stream(server, load.phone_call(self.prompt(), 8))
+            yield server
+
+    @contextmanager
+    def llama_server(self) -> Iterator[Server]:
+        port = servers.free_port()
+        command = [str(self.peer / "llama-server"), "--host", "127.0.0.1", "--port", str(port), "-m", str(self.model),
+                   "-np", str(N_STREAMS), "-c", str(N_STREAMS * CONTEXT_PER_STREAM), "-t", str(self.threads),
+                   "--no-webui"]
+        with Server(command, self.folder / "llama-server.log", port) as server:
+            yield server
+
+    @contextmanager
+    def llama_server_ready(self) -> Iterator[Server]:
+        with self.llama_server() as server:
+            server.wait_until_ready("/health")
+            one_stream(server, load.openai_call(self.prompt(), 8))
+            yield server
+
+    def llama_tool(self, program: str, *arguments: str) -> str:
+        done = subprocess.run([str(self.peer / program), "-m", str(self.model), "-t", str(self.threads), *arguments],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=600)
+        return done.stdout
+
+    def prompt(self) -> str:
+        """About 100 tokens. The number comes first, so that no prompt cache shortens the work."""
+        self.n_prompts += 1
+        topic = TOPICS[self.n_prompts % len(TOPICS)]
+        return (f"{self.n_prompts:04}. Write a long and quiet story about {topic}. Say who is there and what the weather "
+                "is like, what can be heard and what has just happened. Let two people talk about it who do not agree, "
+                "and let a third one come in late. Use plain words and short sentences, keep to the past tense, and do "
+                "not explain anything that the reader can see. End with a small thing that nobody had noticed before.")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # Whatever hangs, the servers are ended: the alarm raises inside their `with`.
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.alarm(arguments.time_limit)
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="pocket-llm-bench-") as folder:
+        bench = Bench(arguments.server, arguments.peer, arguments.model, arguments.threads, arguments.repetitions,
+                      arguments.serve_flags.split(), Path(folder))
+        rows = []
+        for name in arguments.only:
+            print(f"measuring: {name}", file=sys.stderr)
+            try:
+                rows += PARTS[name](bench)
+            except (RuntimeError, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
+                failed = True
+                rows.append(Row(name, f"failed: {type(error).__name__}: {error}".replace("\n", " ")))
+        report = header(bench) + table(rows)
+    print(report)
+    if arguments.out:
+        arguments.out.write_text(report + "\n")
+    return 1 if failed else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", type=Path, default=Path("target/release/pocket-llm"))
+    parser.add_argument("--peer", type=Path, required=True, metavar="DIR", help="with llama-server and llama-bench")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PART,PART")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--serve-flags", default="", help="more flags for our `serve`, in one string")
+    parser.add_argument("--time-limit", type=int, default=1800, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report there too")
+    arguments = parser.parse_args()
+    if not arguments.model.is_file():
+        parser.error(f"--model {arguments.model}: no such file")
+    return arguments
+
+
+def parts(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+    return names
+
+
+def out_of_time(*_: object) -> None:
+    raise RuntimeError("--time-limit is over")
+
+
+# --------------------------------------------------------------------------
+# The parts
+# --------------------------------------------------------------------------
+
+
+def decode(bench: Bench) -> list[Row]:
+    ours, by_client, peer = [], [], []
+    with bench.ours_ready() as server:
+        for _ in bench.quiet_repetitions():
+            stream = one_stream(server, load.phone_call(bench.prompt(), MAX_TOKENS))
+            ours.append(stream.server_rate or stream.rate)
+            by_client.append(stream.rate)
+            peer.append(llama_bench(bench, depth=stream.prompt_tokens))
+    depth = stream.prompt_tokens
+    bar = 0.95
+    return [ratio_row(f"decode, one stream, {MAX_TOKENS} tokens at depth {depth}, tokens/s", ours, peer, bar, "llama-bench"),
+            ratio_row("– the same by the client's clock", by_client, peer, bar, "llama-bench")]
+
+
+def llama_bench(bench: Bench, depth: int) -> float:
+    output = bench.llama_tool("llama-bench", "-p", "0", "-n", str(MAX_TOKENS), "-d", str(depth), "-r", "1", "-o", "json")
+    return json.loads(output)[0]["avg_ts"]
+
+
+def streams(bench: Bench) -> list[Row]:
+    ours, peer, ceiling = [], [], []
+    with bench.ours_ready() as server, bench.llama_server_ready() as llama_server:
+        sides = [(server, load.phone_call, ours), (llama_server, load.openai_call, peer)]
+        for repetition in bench.quiet_repetitions():
+            prompts = [bench.prompt() for _ in range(N_STREAMS)]
+            for side, call, rates in sides if repetition % 2 == 0 else reversed(sides):
+                rate, depth = eight_streams(side, [call(prompt, MAX_TOKENS) for prompt in prompts])
+                rates.append(rate)
+            ceiling.append(batched_bench(bench, depth))
+    what = f"{N_STREAMS} streams at once, {MAX_TOKENS} tokens each after {depth}, all tokens/s"
+    return [ratio_row(what, ours, peer, 1.0, "llama-server"),
+            ratio_row("– the same against the bare engine", ours, ceiling, None, "llama-batched-bench")]
+
+
+def eight_streams(server: Server, calls: list[load.Call]) -> tuple[float, int]:
+    """All tokens by the time from the first request to the last answer's end, and the depth where they began."""
+    done = asyncio.run(load.send_together(server.port(), calls))
+    for stream in done:
+        require(stream)
+    seconds = max(s.ended for s in done) - min(s.started for s in done)
+    return sum(s.tokens for s in done) / seconds, int(statistics.median(s.prompt_tokens for s in done))
+
+
+def batched_bench(bench: Bench, depth: int) -> float:
+    """The engine alone: the same prefill and generation with no server around them."""
+    output = bench.llama_tool("llama-batched-bench", "-npp", str(depth), "-ntg", str(MAX_TOKENS), "-npl", str(N_STREAMS),
+                              "-c", str(N_STREAMS * CONTEXT_PER_STREAM), "--output-format", "jsonl")
+    result = next(json.loads(line) for line in output.splitlines() if line.startswith("{"))
+    return N_STREAMS * MAX_TOKENS / (result["t_pp"] + result["t_tg"])
+
+
+def overhead(bench: Bench) -> list[Row]:
+    rows = []
+    with bench.ours_ready() as server:
+        for n_streams in (1, N_STREAMS):
+            figures = []
+            for _ in bench.quiet_repetitions():
+                before = worker_counters(server)
+                eight_streams(server, [load.phone_call(bench.prompt(), MAX_TOKENS) for _ in range(n_streams)])
+                seconds, tokens = (after - b for after, b in zip(worker_counters(server), before))
+                figures.append(1e6 * seconds / tokens)
+            rows.append(limit_row(f"overhead per token, {n_streams} at once, µs", figures, 100))
+    return rows
+
+
+def worker_counters(server: Server) -> tuple[float, float]:
+    return (server.metric("pocket_llm_worker_overhead_seconds_total"),
+            server.metric("pocket_llm_generated_tokens_total"))
+
+
+def idle(bench: Bench) -> list[Row]:
+    with bench.ours_ready() as server:
+        # Memory is looked at after work, when all that is allocated late has been.
+        eight_streams(server, [load.phone_call(bench.prompt(), 32) for _ in range(N_STREAMS)])
+        time.sleep(2)
+        family = server.family()
+        before = servers.cpu_seconds(family)
+        time.sleep(IDLE_SECONDS)
+        used = servers.cpu_seconds(family) - before
+        held = servers.memory(family, bench.model)
+        buffers = {name: size for name, size in server.buffers().items() if "mapped" not in name.lower()}
+    if not buffers:
+        raise RuntimeError("/status names no buffers: memory cannot be told apart from the engine's")
+    of_the_engine = sum(buffers.values())
+    note = (f"anonymous {held.anonymous / MIB:.0f} of which llama.cpp's buffers {of_the_engine / MIB:.0f}, "
+            f"code and files {held.files / MIB:.0f}")
+    return [limit_row(f"idle, processor time of all processes in {IDLE_SECONDS} s, ms", [1000 * used], None),
+            limit_row(f"idle, memory beyond weights, KV and llama.cpp's buffers, MiB ({note})",
+                      [(held.total - of_the_engine) / MIB], 50)]
+
+
+def start(bench: Bench) -> list[Row]:
+    bench.model.read_bytes()  # into the page cache
+    ours, peer = [], []
+    for _ in bench.quiet_repetitions():
+        with bench.ours() as server:
+            ours.append(first_token(server, load.phone_call(bench.prompt(), 4)) - server.exec_time)
+        with bench.llama_server() as server:
+            peer.append(first_token(server, load.openai_call(bench.prompt(), 4)) - server.exec_time)
+    row = limit_row("from exec to the first token, cached model, s", ours, 1.0)
+    row.peer = f"{spread(peer)} (llama-server)"
+    return [row]
+
+
+def first_token(server: Server, call: load.Call) -> float:
+    """Asks until a token comes: refused connections and 503 mean not yet."""
+    deadline = time.monotonic() + servers.READY_SECONDS
+    while True:
+        server.check_alive(deadline)
+        stream = asyncio.run(load.send(server.port(), call))
+        if stream.token_times:
+            return stream.token_times[0]
+        if stream.failure is None and stream.status not in (0, 503):
+            require(stream)
+        time.sleep(0.002)
+
+
+def kill(bench: Bench) -> list[Row]:
+    known, again, n_errors = [], [], 0
+    for _ in bench.quiet_repetitions():
+        with bench.ours_ready() as server:
+            killed, done = asyncio.run(kill_amid_streams(server, [bench.prompt() for _ in range(N_STREAMS)]))
+            known.append(max(s.ended for s in done) - killed)
+            n_errors += sum(len(s.errors) == 1 and not s.complete and not s.failure for s in done)
+            again.append(first_token_after(server, load.phone_call(bench.prompt(), 4)) - killed)
+    expected = bench.repetitions * N_STREAMS
+    return [limit_row(f"worker killed amid {N_STREAMS} streams, until the last client knows, s", known, 1.0),
+            Row("– clients that got exactly one error event", f"{n_errors} of {expected}", bar="all",
+                met=n_errors == expected),
+            limit_row("– until the next request has its first token, s", again, None)]
+
+
+async def kill_amid_streams(server: Server, prompts: list[str]) -> tuple[float, list[Stream]]:
+    calls = [load.phone_call(prompt, CONTEXT_PER_STREAM // 2) for prompt in prompts]
+    running = [Stream(started=now()) for _ in calls]
+    watching = asyncio.gather(*(load.watch(server.port(), c, s, timeout=60) for c, s in zip(calls, running)))
+    deadline = now() + 60
+    while not all(any(b'"token"' in data for _, data in s.arrivals) for s in running):
+        if now() > deadline or watching.done():
+            raise RuntimeError("the eight streams did not all begin")
+        await asyncio.sleep(0.005)
+    killed = now()
+    os.kill(server.worker(), signal.SIGKILL)
+    return killed, list(await watching)
+
+
+def first_token_after(server: Server, call: load.Call) -> float:
+    """The first success within the time that a restart may take; errors before it are part of the restart."""
+    deadline = time.monotonic() + RESTART_SECONDS
+    while time.monotonic() < deadline:
+        stream = asyncio.run(load.send(server.port(), call))
+        if stream.problem() is None and stream.token_times:
+            return stream.token_times[0]
+        time.sleep(0.01)
+    raise RuntimeError(f"no request succeeded within {RESTART_SECONDS} s of the kill: {stream.problem()}")
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "kill": kill}
+
+
+def one_stream(server: Server, call: load.Call) -> Stream:
+    return require(asyncio.run(load.send(server.port(), call)))
+
+
+def require(stream: Stream) -> Stream:
+    if problem := stream.problem():
+        raise RuntimeError(problem)
+    return stream
+
+
+# --------------------------------------------------------------------------
+# The report
+# --------------------------------------------------------------------------
+
+
+def spread(values: list[float]) -> str:
+    """The median, and how far the repetitions lie apart."""
+    text = number(statistics.median(values))
+    return text if len(values) == 1 else f"{text} ({number(min(values))} to {number(max(values))})"
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def ratio_row(figure: str, ours: list[float], peer: list[float], bar: float | None, peer_name: str) -> Row:
+    ratio = statistics.median(ours) / statistics.median(peer)
+    return Row(figure, f"{spread(ours)}, ratio {ratio:.3f}", f"{spread(peer)} ({peer_name})",
+               "–" if bar is None else f"ratio ≥ {bar}", None if bar is None else ratio >= bar)
+
+
+def limit_row(figure: str, ours: list[float], bar: float | None) -> Row:
+    if bar is None:
+        return Row(figure, spread(ours))
+    return Row(figure, spread(ours), bar=f"< {bar:g}", met=statistics.median(ours) < bar)
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| figure | ours | llama.cpp | bar | met |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        met = {None: "", True: "yes", False: "**no**"}[row.met]
+        lines.append(f"| {row.figure} | {row.ours} | {row.peer} | {row.bar} | {met} |")
+    return "\n".join(lines)
+
+
+def header(bench: Bench) -> str:
+    return (f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores ({platform.machine()}), "
+            f"{bench.threads} threads; {bench.model.name} ({bench.model.stat().st_size:,} bytes); medians of "
+            f"{bench.repetitions} (smallest to largest), {bench.n_began_busy} of {bench.n_repetitions_run} repetitions "
+            f"began with more than {QUIET_CORES} cores busy with other things. "
+            f"Peer: llama.cpp b11549, `tools/build_peer.sh`. Command: `{' '.join(['benches/compare.py', *shown_arguments()])}`\n\n")
+
+
+def shown_arguments() -> list[str]:
+    """Without folders: they say nothing about the measurement."""
+    return [Path(a).name if "/" in a else a for a in sys.argv[1:]]
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "Hardware")):
+            return line.split(":", 1)[1].strip()
+    return "unknown processor"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Tests of the measuring scripts: `make test` runs them. A wrong number is worse than none."""
+
+import argparse
+import asyncio
+import unittest
+
+import compare
+import load
+import servers
+
+
+def stream_of(*arrivals: tuple[float, bytes]) -> load.Stream:
+    stream = load.Stream(started=0.0, arrivals=list(arrivals))
+    load.parse(stream)
+    return stream
+
+
+NDJSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class ReadingStreams(unittest.TestCase):
+    def test_ndjson_tokens_are_timed_by_their_last_byte(self):
+        first = chunk(b'{"type":"token","token":"a"}\n')
+        second = chunk(b'{"type":"token","token":" b"}\n')
+        last = chunk(b'{"type":"complete","fullText":"a b","timings":{"predicted_n":2,"predicted_per_second":9.5,'
+                     b'"prompt_n":3,"cache_n":4}}\n')
+        stream = stream_of((1.0, NDJSON + first + second[:9]), (2.0, second[9:] + last), (3.0, b"0\r\n\r\n"))
+        self.assertEqual(stream.token_times, [1.0, 2.0])
+        self.assertEqual((stream.text, stream.tokens, stream.prompt_tokens), ("a b", 2, 7))
+        self.assertEqual((stream.rate, stream.server_rate, stream.time_to_first_token), (1.0, 9.5, 1.0))
+        self.assertIsNone(stream.problem())
+
+    def test_a_line_may_span_chunks_and_a_chunk_may_hold_several(self):
+        body = chunk(b'{"type":"token",') + chunk(b'"token":"a"}\n{"type":"token","token":"b"}\n\n')
+        stream = stream_of((1.0, NDJSON + body + b"0\r\n\r\n"))
+        self.assertEqual(stream.text, "ab")
+        self.assertEqual(stream.problem(), "the stream ended without a last event")
+
+    def test_an_error_event_is_the_problem(self):
+        stream = stream_of((1.0, NDJSON + chunk(b'{"type":"error","error":"engine died"}\n') + b"0\r\n\r\n"))
+        self.assertEqual((stream.errors, stream.problem()), (["engine died"], "engine died"))
+
+    def test_server_sent_events_of_llama_server(self):
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        body = (b'data: {"choices":[{"delta":{"role":"assistant","content":null}}]}\n\n'
+                b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+                b'data: {"choices":[{"finish_reason":"length","delta":{}}]}\n\n'
+                b'data: {"choices":[],"usage":{"completion_tokens":1,"prompt_tokens":31}}\n\ndata: [DONE]\n\n')
+        stream = stream_of((1.0, head + body))
+        self.assertEqual((stream.text, stream.tokens, stream.prompt_tokens), ("Hi", 1, 31))
+        self.assertIsNone(stream.problem())
+
+    def test_a_refusal_and_a_cut_connection_are_problems(self):
+        self.assertEqual(stream_of((1.0, b"HTTP/1.1 503 Busy\r\n\r\n{}")).problem(), "HTTP 503")
+        self.assertEqual(stream_of((1.0, b"HTTP/1.1 200")).problem(), "HTTP 0")
+
+    def test_nobody_listening_is_told_in_the_stream(self):
+        stream = asyncio.run(load.send(servers.free_port(), load.phone_call("x", 1)))
+        self.assertIn("ConnectionRefusedError", stream.problem())
+
+    def test_only_this_machine_is_loaded(self):
+        self.assertEqual(load.loopback_port("http://localhost:8005"), 8005)
+        with self.assertRaises(SystemExit):
+            load.loopback_port("http://192.0.2.1:8005")
+
+
+class ReadingServers(unittest.TestCase):
+    def test_a_metric_is_summed_over_its_labels(self):
+        page = ("# HELP requests_total Requests\nrequests_total{code=\"200\"} 3\nrequests_total{code=\"500\"} 1e0\n"
+                "requests_total_more 9\n")
+        self.assertEqual(servers.sum_of_metric(page, "requests_total"), 4.0)
+        with self.assertRaises(RuntimeError):
+            servers.sum_of_metric(page, "nothing_total")
+
+    def test_memory_leaves_the_mapped_model_out(self):
+        smaps = ("55d0-55d1 r-xp 00000000 fe:00 12 /usr/bin/pocket-llm\nRss: 8 kB\nPss: 4 kB\nAnonymous: 0 kB\n"
+                 "7f00-7f10 rw-p 00000000 00:00 0 [heap]\nRss: 16 kB\nPss: 16 kB\nAnonymous: 16 kB\n"
+                 "7f20-7f30 r--s 00000000 fe:00 13 /models/m.gguf\nRss: 900 kB\nPss: 900 kB\nAnonymous: 0 kB\n")
+        held = servers.Memory()
+        servers.add_smaps(held, smaps, "m.gguf")
+        self.assertEqual((held.anonymous, held.files), (16 * 1024, 4 * 1024))
+
+
+class Reporting(unittest.TestCase):
+    def test_bars(self):
+        self.assertTrue(compare.ratio_row("f", [95.0], [100.0], 0.95, "p").met)
+        self.assertFalse(compare.ratio_row("f", [94.9], [100.0], 0.95, "p").met)
+        self.assertFalse(compare.limit_row("f", [1.0, 3.0, 0.5], 1.0).met)
+        self.assertIsNone(compare.limit_row("f", [1.0], None).met)
+
+    def test_table(self):
+        row = compare.limit_row("start, s", [0.5, 0.25, 2.0], 1.0)
+        self.assertEqual(compare.table([row]).splitlines()[-1], "| start, s | 0.50 (0.25 to 2.00) | – | < 1 | yes |")
+
+    def test_unknown_parts_are_refused(self):
+        self.assertEqual(compare.parts("kill,idle"), ["kill", "idle"])
+        with self.assertRaises(argparse.ArgumentTypeError):
+            compare.parts("kill,sleep")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,88 @@
+//! The command line: what can be typed, and what is run for it.
+
+mod run;
+
+use crate::config::{Machine, ServeArgs};
+use crate::telemetry::{self, LogFormat};
+use crate::{serve, worker};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nbuild {}\nllama.cpp: {}\nCPU features compiled in: {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::engine::wire::BUILD,
+        if cfg!(feature = "llama") { env!("POCKET_LLM_LLAMA") } else { "not built in" },
+        crate::device::compiled_features().join(" "),
+    )
+});
+
+/// An LLM server for phones: loads a GGUF model through llama.cpp on the CPU, and answers over HTTP.
+#[derive(Parser, Debug)]
+#[command(name = "pocket-llm", version, long_version = LONG_VERSION.as_str(), max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What to log, in tracing's filter syntax: `warn`, `info`, `pocket_llm=debug`; debug shows llama.cpp's own lines too
+    #[arg(long, env = "POCKET_LLM_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    log: String,
+
+    /// Log lines for people or for collectors
+    #[arg(long, env = "POCKET_LLM_LOG_FORMAT", default_value = "text", global = true, value_enum)]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serve a model over HTTP
+    Serve(ServeArgs),
+    /// Ask a model here in the terminal: one prompt, or a chat
+    Run(run::RunArgs),
+    /// The worker process that computes; started by `serve` and `run`
+    #[command(hide = true)]
+    Engine,
+}
+
+/// Runs what was typed.
+pub fn main(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Engine => {
+            telemetry::start_worker()?;
+            worker()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(args) => {
+            let config = args.check(Machine::here())?;
+            telemetry::start(&cli.log, cli.log_format)?;
+            on_runtime(serve::serve(config))
+        }
+        Command::Run(args) => {
+            let log = if cli.log == "info" { "error" } else { &cli.log };
+            telemetry::start(log, cli.log_format)?;
+            on_runtime(run::run(args))
+        }
+    }
+}
+
+#[cfg(feature = "llama")]
+fn worker() -> Result<()> {
+    worker::process::main(&worker::llama::Llama)
+}
+
+#[cfg(not(feature = "llama"))]
+fn worker() -> Result<()> {
+    anyhow::bail!("this binary was built without llama.cpp (feature `llama`) and can't load models")
+}
+
+/// The front waits and passes on; two threads are plenty, and leave the cores to the worker.
+fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A thread that reads a terminal can't be waited for.
+    runtime.shutdown_background();
+    result
+}

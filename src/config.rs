@@ -1,0 +1,260 @@
+//! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
+
+use crate::engine::{EngineOptions, Launch, WorkerConfig};
+use clap::Args;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// More sequences are refused by llama.cpp.
+const MOST_PARALLEL: u32 = 256;
+/// More waiting requests are no service to anybody.
+const MOST_QUEUE: u32 = 4096;
+
+/// How a model is run; the same for `serve` and `run`.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// KV cells in all, shared equally by the sequences of --parallel; a request (prompt and answer) fits into one share. More
+    /// cells cost memory: 23 KiB each for SmolLM2 135M, 26 KiB for Gemma 3 1B, 28 KiB for Qwen 2.5 1.5B [default: 2048
+    /// for each sequence, or what the model was trained with if that is less]
+    #[arg(long, short = 'c', env = "POCKET_LLM_CTX_SIZE", value_name = "CELLS")]
+    pub ctx_size: Option<u32>,
+
+    /// Threads for decoding one answer. More threads than free cores make it many times slower [default: the
+    /// performance cores, within the affinity mask and the CPU quota]
+    #[arg(long, short = 't', env = "POCKET_LLM_THREADS", value_name = "N")]
+    pub threads: Option<u32>,
+
+    /// Threads for prompts and for several answers at once [default: as --threads]
+    #[arg(long, env = "POCKET_LLM_THREADS_BATCH", value_name = "N")]
+    pub threads_batch: Option<u32>,
+
+    /// Rows of one step at most. The compute buffer grows with it (rows × vocabulary × 4 bytes: 131 MiB at 128 for Gemma 3)
+    #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", default_value_t = 128, value_name = "ROWS")]
+    pub batch_size: u32,
+
+    /// How long one step may take, in milliseconds. Long prompts are cut into chunks that keep to it: smaller values let
+    /// running answers and cancelled requests wait less, and make long prompts slower
+    #[arg(long, env = "POCKET_LLM_STEP_MS", default_value_t = 300, value_name = "MS")]
+    pub step_ms: u32,
+
+    /// A worker process with work that makes no progress for this long is ended and started again
+    #[arg(long, env = "POCKET_LLM_STALL_SECONDS", default_value_t = 10.0, value_name = "S")]
+    pub stall_seconds: f64,
+
+    /// Program and arguments put before the worker's, separated by blanks: `taskset -c 4-7`, `perf record`, an emulator;
+    /// they must end in a program of this very build
+    #[arg(long, env = "POCKET_LLM_ENGINE_LAUNCHER", hide = true)]
+    pub engine_launcher: Option<String>,
+}
+
+/// What `serve` takes.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// A GGUF file. One that can't be loaded ends the program with status 1
+    #[arg(env = "POCKET_LLM_MODEL")]
+    pub model: PathBuf,
+
+    /// Another name that the model answers to, such as `GEMMA_3_1B_IT`; give it several times or separate names by
+    /// commas. A request for a name that is unknown gets 404
+    #[arg(long = "alias", short = 'a', env = "POCKET_LLM_ALIAS", value_delimiter = ',', value_name = "NAME")]
+    pub aliases: Vec<String>,
+
+    /// Address to listen on; give it several times for more. Anything but loopback lets others use the model: set
+    /// --api-key too
+    #[arg(long = "host", env = "POCKET_LLM_HOST", value_delimiter = ',', default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub hosts: Vec<String>,
+
+    /// Port to listen on; 0 takes a free one and prints it
+    #[arg(long, short = 'p', env = "POCKET_LLM_PORT", default_value_t = 8005)]
+    pub port: u16,
+
+    /// Answers that are generated at once; each has its share of --ctx-size
+    #[arg(long, env = "POCKET_LLM_PARALLEL", default_value_t = 4, value_name = "N")]
+    pub parallel: u32,
+
+    /// Requests that may wait while --parallel others run; one more gets 429 with a Retry-After
+    #[arg(long, env = "POCKET_LLM_QUEUE", default_value_t = 128, value_name = "N")]
+    pub queue: u32,
+
+    /// Key that clients must send as `Authorization: Bearer KEY`; several are separated by commas. /livez and /readyz need
+    /// none
+    #[arg(long, env = "POCKET_LLM_API_KEY", value_delimiter = ',', hide_env_values = true, value_name = "KEY")]
+    pub api_key: Vec<String>,
+
+    /// Largest request body in bytes; a larger one gets 413
+    #[arg(long, env = "POCKET_LLM_BODY_LIMIT", default_value_t = 8 << 20, value_name = "BYTES")]
+    pub body_limit: usize,
+
+    /// Connections that are open at once; further ones wait in the system's backlog
+    #[arg(long, env = "POCKET_LLM_MAX_CONNECTIONS", default_value_t = 1024, value_name = "N")]
+    pub max_connections: u32,
+
+    /// Seconds between the keep-alives of a stream that has nothing to say yet
+    #[arg(long, env = "POCKET_LLM_KEEP_ALIVE_SECONDS", default_value_t = 5.0, value_name = "S")]
+    pub keep_alive_seconds: f64,
+
+    /// Seconds after SIGTERM or SIGINT in which requests are still accepted, because load balancers lag; /readyz says no
+    /// at once
+    #[arg(long, env = "POCKET_LLM_DRAIN_DELAY", default_value_t = 3.0, value_name = "S")]
+    pub drain_delay: f64,
+
+    /// Seconds after the drain delay in which running and waiting requests may finish; then they get an error
+    #[arg(long, env = "POCKET_LLM_GRACE", default_value_t = 25.0, value_name = "S")]
+    pub grace: f64,
+
+    /// How the model is run
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What the machine allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Threads that can run at once.
+    pub allowed_threads: u32,
+    /// Threads to use when nobody said a number.
+    pub default_threads: u32,
+}
+
+impl Machine {
+    /// The machine that this program runs on.
+    pub fn here() -> Self {
+        Self {
+            allowed_threads: crate::device::allowed_threads(),
+            default_threads: crate::device::default_threads(),
+        }
+    }
+}
+
+/// A setting that can't be used: one sentence with what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// A server's settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Addresses to listen on, each once.
+    pub listen: Vec<SocketAddr>,
+    /// The model's file.
+    pub model: PathBuf,
+    /// The name that answers carry: the file's stem.
+    pub name: String,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// How the engine runs.
+    pub engine: EngineOptions,
+    /// Keys of which clients must send one; empty for none.
+    pub api_keys: Vec<String>,
+    /// Largest body in bytes.
+    pub body_limit: usize,
+    /// Open connections at most.
+    pub max_connections: usize,
+    /// Between keep-alives.
+    pub keep_alive: Duration,
+    /// From the signal to refusing new requests.
+    pub drain_delay: Duration,
+    /// From there to ending what still runs.
+    pub grace: Duration,
+}
+
+impl ServeArgs {
+    /// Checks everything that can be checked without touching the world.
+    pub fn check(self, machine: Machine) -> Result<Config, ConfigError> {
+        let mut listen = Vec::new();
+        for host in &self.hosts {
+            let address = SocketAddr::new(address(host)?, self.port);
+            if !listen.contains(&address) {
+                listen.push(address);
+            }
+        }
+        within("--queue", self.queue, 0, MOST_QUEUE)?;
+        within("--body-limit", self.body_limit, 1024, 32 << 20)?;
+        within("--max-connections", self.max_connections, 1, 65_536)?;
+        if self.api_key.iter().any(|key| key.trim().is_empty()) {
+            return Err(ConfigError("--api-key: an empty key protects nothing; leave the flag away or give a key".into()));
+        }
+        let aliases: Vec<String> = self.aliases.iter().map(|name| name.trim().to_owned()).collect();
+        if let Some(alias) = aliases.iter().find(|name| name.is_empty() || name.chars().any(char::is_control)) {
+            return Err(ConfigError(format!("--alias {alias:?}: a name can't be empty or hold control characters")));
+        }
+        let engine = self.engine.check(&self.model, self.parallel, self.queue, machine)?;
+        Ok(Config {
+            listen,
+            name: name_of(&self.model),
+            model: self.model,
+            aliases,
+            engine,
+            api_keys: self.api_key,
+            body_limit: self.body_limit,
+            max_connections: self.max_connections as usize,
+            keep_alive: seconds("--keep-alive-seconds", self.keep_alive_seconds, 0.01, 3600.0)?,
+            drain_delay: seconds("--drain-delay", self.drain_delay, 0.0, 3600.0)?,
+            grace: seconds("--grace", self.grace, 0.0, 86_400.0)?,
+        })
+    }
+}
+
+impl EngineArgs {
+    /// Checks how a model is to be run with `parallel` sequences and `queue` waiting requests.
+    pub fn check(&self, model: &Path, parallel: u32, queue: u32, machine: Machine) -> Result<EngineOptions, ConfigError> {
+        within("--parallel", parallel, 1, MOST_PARALLEL)?;
+        let most = machine.allowed_threads;
+        let threads = self.threads.unwrap_or(machine.default_threads);
+        within("--threads", threads, 1, most)?;
+        let threads_batch = self.threads_batch.unwrap_or(threads);
+        within("--threads-batch", threads_batch, 1, most)?;
+        within("--batch-size", self.batch_size, parallel, 8192)?;
+        within("--step-ms", self.step_ms, 1, 60_000)?;
+        if let Some(cells) = self.ctx_size {
+            within("--ctx-size", cells, 64 * parallel, i32::MAX.cast_unsigned())?;
+        }
+        let words = self.engine_launcher.as_deref().unwrap_or_default();
+        Ok(EngineOptions {
+            config: WorkerConfig {
+                model: model.to_owned(),
+                ctx_size: self.ctx_size,
+                parallel,
+                threads,
+                threads_batch,
+                batch_size: self.batch_size,
+                step_ms: self.step_ms,
+                places: parallel + queue,
+            },
+            launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
+            stall: seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?,
+            load_stall: Duration::from_secs(120),
+            restart_pause: Duration::from_millis(500),
+        })
+    }
+}
+
+/// The name that a model file goes by: its stem.
+pub fn name_of(model: &Path) -> String {
+    model.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
+fn address(host: &str) -> Result<IpAddr, ConfigError> {
+    let bare = host.trim().trim_start_matches('[').trim_end_matches(']');
+    match bare {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        "*" => Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        _ => bare.parse().map_err(|_| {
+            ConfigError(format!("--host {host:?} is no address: use one of this machine's, such as 127.0.0.1, or 0.0.0.0 for all"))
+        }),
+    }
+}
+
+fn within<N: PartialOrd + std::fmt::Display>(flag: &str, value: N, least: N, most: N) -> Result<(), ConfigError> {
+    if value < least || value > most {
+        return Err(ConfigError(format!("{flag} {value} can't be used: give {least} to {most}")));
+    }
+    Ok(())
+}
+
+fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {
+    within(flag, value, least, most)?;
+    Duration::try_from_secs_f64(value).map_err(|error| ConfigError(format!("{flag} {value}: {error}")))
+}

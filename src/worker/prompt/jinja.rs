@@ -1,0 +1,214 @@
+//! Jinja as the publishers' own library sets it up for chat templates: what a template sees here is what it was written
+//! and tested for.
+//!
+//! A template comes with the model's file, so it is input. It can neither loop for ever nor fill the memory: every
+//! instruction and every byte that it makes costs fuel, and its output is bounded besides. One thing is left: lists put into
+//! lists, tens of thousands deep, overflow the stack when they are dropped. A model's file that does so ends its own worker.
+
+use super::json::tojson;
+use super::strftime::strftime;
+use crate::engine::{Message, Role};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What error messages call the template.
+const NAME: &str = "model";
+/// Fuel of a rendering, whatever the chat: one for each instruction and for each 64 bytes made. Known templates take under
+/// a thousand for a short chat. This is also what bounds the memory that a template can fill, here to 64 MB.
+const FUEL: u64 = 1_000_000;
+/// Fuel for each message; known templates take up to 60.
+const FUEL_PER_MESSAGE: u64 = 1_000;
+/// Fuel for each so many bytes of the messages, which lets a template make 16 copies of them; our own make three.
+const BYTES_PER_FUEL: u64 = 4;
+/// The prompt may be this many times as long as the messages…
+const MAX_GROWTH: usize = 4;
+/// …with so much around each of them…
+const MESSAGE_FRAME: usize = 256;
+/// …and this much besides: instructions and tool descriptions that a template brings along.
+const MAX_FRAME: usize = 1 << 20;
+
+/// A compiled template.
+pub(super) struct Jinja {
+    environment: Environment<'static>,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+/// Why a template gave no text.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It called `raise_exception` with this text.
+    Refused(String),
+    /// It is at fault, or too costly.
+    Failed(String),
+}
+
+impl Jinja {
+    pub(super) fn compile(
+        source: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_debug(false);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, normalize(source))
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            environment,
+            bos: bos.map(Into::into),
+            eos: eos.map(Into::into),
+        })
+    }
+
+    /// Renders a chat up to the point where the model speaks.
+    pub(super) fn render(&self, messages: &[Message]) -> Result<String, Failure> {
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(
+            FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64))
+                .saturating_add(bytes as u64 / BYTES_PER_FUEL),
+        ));
+        let limit = (MAX_GROWTH.saturating_mul(bytes))
+            .saturating_add(MESSAGE_FRAME.saturating_mul(messages.len()))
+            .saturating_add(MAX_FRAME);
+        let mut out = Bounded {
+            bytes: Vec::with_capacity(bytes + 1024),
+            limit,
+        };
+        let template = environment
+            .get_template(NAME)
+            .map_err(|error| Failure::from(&error))?;
+        template
+            .render_captured_to(self.variables(messages), &mut out)
+            .map_err(|error| Failure::from(&error))?;
+        String::from_utf8(out.bytes).map_err(|error| Failure::Failed(error.to_string()))
+    }
+
+    /// The names that a template may ask for. There is a `tools` of none where there are no tools; a model without a
+    /// begin-of-sequence token has no `bos_token` at all.
+    fn variables(&self, messages: &[Message]) -> Value {
+        let special = [("bos_token", &self.bos), ("eos_token", &self.eos)];
+        let special = special
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, Value::from(text.as_deref()?))));
+        let messages = messages.iter().map(|message| {
+            Value::from_pairs([
+                ("role", role(message.role)),
+                ("content", message.content.as_str()),
+            ])
+        });
+        let fixed = [
+            ("messages", messages.collect::<Value>()),
+            ("add_generation_prompt", true.into()),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        Value::from_pairs(fixed.into_iter().chain(special))
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(cause) = source {
+            if let Some(Refusal(text)) = cause.downcast_ref() {
+                return Self::Refused(text.clone());
+            }
+            source = cause.source();
+        }
+        Self::Failed(match error.kind() {
+            ErrorKind::OutOfFuel => "it does not come to an end".into(),
+            ErrorKind::WriteFailure => "it writes too much".into(),
+            _ => error.to_string(),
+        })
+    }
+}
+
+/// A template's own refusal, as the source of the engine's error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the engine hands a function its arguments by value"
+)]
+fn raise_exception(message: Value) -> Result<Value, Error> {
+    let message = message.to_string();
+    Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
+}
+
+fn strftime_now(format: &str) -> String {
+    // A clock before 1970 is a clock that was never set.
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    strftime(format, now.as_secs())
+}
+
+/// Makes line ends `\n`, as Jinja does before it reads a template, and takes `{% generation %}` for the plain scope that
+/// it is outside of training.
+fn normalize(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source.as_str();
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        out.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let inside = &tag[..end];
+        match inside.trim_matches(['-', '+', ' ', '\t', '\n']) {
+            "generation" => out.push_str(&inside.replace("generation", "with")),
+            "endgeneration" => out.push_str(&inside.replace("endgeneration", "endwith")),
+            _ => out.push_str(inside),
+        }
+        rest = &tag[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Takes only so much.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if more.len() > self.limit - self.bytes.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

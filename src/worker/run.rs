@@ -1,0 +1,319 @@
+//! The loop of the engine thread: receive → admit → plan → step → emit → retire.
+//!
+//! It owns the decoder and everything that changes, and never waits for a reader of text. Decisions are made in
+//! `scheduler.rs` and `cache.rs`; what a sequence says and when it ends is in `sequence.rs`.
+
+use super::cache::Cache;
+use super::decoder::{Decoder, Row, SeqId, Vocab};
+use super::scheduler::{FairQueue, Pace, share_rows};
+use super::sequence::{Arrival, Sequence};
+use super::text::Piece;
+use crate::engine::wire::RequestId;
+use crate::engine::{EngineError, Event, FinishReason, Token, WorkerStats};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// What reaches the loop.
+pub enum Inbound {
+    /// A request, ready to run.
+    Arrival(Box<Arrival>),
+    /// A request that can't be run.
+    Refused(RequestId, EngineError),
+    /// Something changed that the loop looks at by itself (a request was cancelled).
+    Wake,
+    /// The front is gone: end.
+    Closed,
+}
+
+/// What a turn of the loop brought.
+pub struct Report {
+    /// Events in order.
+    pub events: Vec<(RequestId, Event)>,
+    /// The loop's numbers.
+    pub stats: WorkerStats,
+}
+
+/// Sizes that the loop works within.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Sequences that run at once.
+    pub sequences: u32,
+    /// Tokens that one of them has room for.
+    pub context_per_sequence: u32,
+    /// Rows of a step at most.
+    pub batch_size: u32,
+    /// How long a step should take at most, in milliseconds.
+    pub step_ms: u32,
+}
+
+/// Runs until the inbox closes or `report` says that nobody listens.
+pub fn run(
+    sizes: Sizes,
+    vocab: Arc<dyn Vocab>,
+    decoder: &mut dyn Decoder,
+    inbox: &Receiver<Inbound>,
+    report: &mut dyn FnMut(Report) -> bool,
+) {
+    let mut engine = Engine {
+        sizes,
+        vocab,
+        decoder,
+        queue: FairQueue::default(),
+        running: Vec::new(),
+        cache: Cache::new(sizes.sequences),
+        pace: Pace::new(sizes.step_ms),
+        events: Vec::new(),
+        rows: Vec::new(),
+        stats: WorkerStats {
+            kv_cells: sizes.context_per_sequence * sizes.sequences,
+            ..WorkerStats::default()
+        },
+    };
+    while engine.receive(inbox) {
+        let turn = Instant::now();
+        let decode = engine.stats.decode_us;
+        engine.drop_the_departed(turn);
+        engine.retire();
+        engine.admit();
+        // Who was accepted or refused hears it now, not after a step.
+        if !engine.events.is_empty() && !engine.tell(report) {
+            return;
+        }
+        if !engine.step() {
+            continue;
+        }
+        engine.retire();
+        let decode = engine.stats.decode_us - decode;
+        engine.stats.overhead_us += micros(turn.elapsed()).saturating_sub(decode);
+        if !engine.tell(report) {
+            return;
+        }
+    }
+}
+
+struct Engine<'a> {
+    sizes: Sizes,
+    vocab: Arc<dyn Vocab>,
+    decoder: &'a mut dyn Decoder,
+    queue: FairQueue<Box<Arrival>>,
+    running: Vec<Sequence>,
+    cache: Cache,
+    pace: Pace,
+    events: Vec<(RequestId, Event)>,
+    rows: Vec<Row>,
+    stats: WorkerStats,
+}
+
+impl Engine<'_> {
+    /// Takes what is waiting; waits itself when there is nothing else to do. `false` is the end.
+    fn receive(&mut self, inbox: &Receiver<Inbound>) -> bool {
+        if self.running.is_empty() && self.queue.is_empty() {
+            let Ok(inbound) = inbox.recv() else { return false };
+            if !self.take_in(inbound) {
+                return false;
+            }
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(inbound) => {
+                    if !self.take_in(inbound) {
+                        return false;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn take_in(&mut self, inbound: Inbound) -> bool {
+        match inbound {
+            Inbound::Closed => return false,
+            Inbound::Wake => {}
+            Inbound::Refused(id, error) => self.events.push((id, Event::Failed(error))),
+            Inbound::Arrival(arrival) => {
+                let id = arrival.id;
+                let prompt_tokens = u32::try_from(arrival.prompt.len()).unwrap_or(u32::MAX);
+                let client = arrival.client.clone();
+                let ahead = self.queue.push(&client, id, arrival);
+                let position = u32::try_from(ahead).unwrap_or(u32::MAX);
+                self.events.push((id, Event::Accepted { prompt_tokens, position }));
+            }
+        }
+        true
+    }
+
+    /// Forgets, before any work is spent on them, requests whose reader has left or whose time is over.
+    fn drop_the_departed(&mut self, now: Instant) {
+        for arrival in self.queue.remove(|arrival| arrival.is_cancelled() || arrival.is_late(now)) {
+            self.stats.cancelled += 1;
+            if !arrival.is_cancelled() {
+                self.events.push((arrival.id, Event::Failed(EngineError::DeadlineExceeded)));
+            }
+        }
+        let mut at = 0;
+        while let Some(sequence) = self.running.get_mut(at) {
+            let cancelled = sequence.arrival.is_cancelled();
+            let late = sequence.arrival.is_late(now);
+            if late && !cancelled && sequence.has_spoken() {
+                self.stats.cancelled += 1;
+                sequence.stop(FinishReason::Deadline);
+            } else if cancelled || late {
+                self.stats.cancelled += 1;
+                if !cancelled {
+                    let failed = Event::Failed(EngineError::DeadlineExceeded);
+                    self.events.push((sequence.arrival.id, failed));
+                }
+                self.cache.release(sequence.seq);
+                self.running.swap_remove(at);
+                continue;
+            }
+            at += 1;
+        }
+    }
+
+    /// Gives free sequences to those who are next. A request is admitted only when a whole sequence is free, so a step
+    /// never lacks cells.
+    fn admit(&mut self) {
+        while self.cache.any_idle() {
+            let Some(arrival) = self.queue.pop() else { return };
+            let decoder = &self.decoder;
+            let choice = self.cache.take(&arrival.prompt, arrival.reuse, |seq| decoder.cuttable(seq));
+            // There is one: `any_idle` said so.
+            let Some(choice) = choice else { return };
+            if choice.keep == 0 {
+                self.decoder.clear(choice.seq);
+            } else {
+                self.decoder.truncate(choice.seq, choice.keep);
+            }
+            let sequence = Sequence::new(*arrival, choice.seq, choice.keep);
+            let started = Event::Started { cached_tokens: sequence.cached() };
+            self.events.push((sequence.arrival.id, started));
+            self.running.push(sequence);
+        }
+    }
+
+    /// One step: a row for each running answer, then prefill chunks in what time is left.
+    fn step(&mut self) -> bool {
+        self.rows.clear();
+        self.rows.extend(self.running.iter().filter(|s| !s.is_done()).filter_map(Sequence::decode_row));
+        let decoding = count(self.rows.len());
+        let prompts: Vec<u32> = self.running.iter().map(|s| if s.is_done() { 0 } else { s.prefill_left() }).collect();
+        if prompts.iter().any(|left| *left > 0) {
+            let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+            for (sequence, share) in self.running.iter().zip(share_rows(&prompts, budget)) {
+                sequence.append_prefill(share, &mut self.rows);
+            }
+        }
+        if self.rows.is_empty() {
+            return false;
+        }
+        let prefill = count(self.rows.len()) - decoding;
+        let began = Instant::now();
+        for sequence in &mut self.running {
+            sequence.begin(began);
+        }
+        self.decode(decoding, prefill);
+        true
+    }
+
+    fn decode(&mut self, decoding: u32, prefill: u32) {
+        let owners: HashMap<SeqId, usize> =
+            self.running.iter().enumerate().map(|(index, sequence)| (sequence.seq, index)).collect();
+        let mut chosen: Vec<(usize, Token)> = Vec::with_capacity(self.running.len());
+        let mut sampling = Duration::ZERO;
+        let began = Instant::now();
+        let (rows, running) = (&self.rows, &mut self.running);
+        let result = self.decoder.step(rows, &mut |row, logits| {
+            let began = Instant::now();
+            if let Some(row) = rows.get(row)
+                && let Some(owner) = owners.get(&row.seq)
+            {
+                chosen.push((*owner, running[*owner].sample(logits, row.position + 1)));
+            }
+            sampling += began.elapsed();
+        });
+        let took = began.elapsed().saturating_sub(sampling);
+        self.stats.steps += 1;
+        self.stats.decode_us += micros(took);
+        if let Err(error) = result {
+            tracing::error!(%error, rows = self.rows.len(), "a step failed");
+            self.fail_step(&error.to_string());
+            return;
+        }
+        self.pace.observe(decoding, prefill, took.as_secs_f64() * 1000.0);
+        self.stats.decode_rows += u64::from(decoding);
+        self.stats.prefill_rows += u64::from(prefill);
+        for row in &self.rows {
+            self.cache.push(row.seq, row.token);
+            if let Some(owner) = owners.get(&row.seq) {
+                self.running[*owner].decoded();
+            }
+        }
+        self.take_tokens(&chosen);
+    }
+
+    /// Makes text of the tokens that were chosen.
+    fn take_tokens(&mut self, chosen: &[(usize, Token)]) {
+        let now = Instant::now();
+        let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
+        for (owner, token) in chosen {
+            let sequence = &mut self.running[*owner];
+            bytes.clear();
+            let is_end = self.vocab.is_end(*token);
+            if !is_end {
+                self.vocab.append_bytes(*token, &mut bytes);
+            }
+            sequence.accept(*token, is_end, &bytes, now, &mut pieces);
+            emit(&mut self.events, sequence.arrival.id, &mut pieces);
+        }
+    }
+
+    /// After a failed step the sequences of its rows can't be trusted: their requests end, their cells are cleared.
+    fn fail_step(&mut self, error: &str) {
+        let failed: Vec<SeqId> = self.rows.iter().map(|row| row.seq).collect();
+        let ended = self.running.extract_if(.., |sequence| failed.contains(&sequence.seq));
+        for sequence in ended {
+            self.decoder.clear(sequence.seq);
+            self.cache.forget(sequence.seq);
+            self.cache.release(sequence.seq);
+            let error = EngineError::Internal(error.to_owned());
+            self.events.push((sequence.arrival.id, Event::Failed(error)));
+        }
+    }
+
+    /// Ends what is done; the sequence keeps its cells for whoever continues them.
+    fn retire(&mut self) {
+        for mut sequence in self.running.extract_if(.., |sequence| sequence.is_done()) {
+            let mut pieces = Vec::new();
+            let finished = sequence.finish(&mut pieces);
+            emit(&mut self.events, sequence.arrival.id, &mut pieces);
+            self.events.push((sequence.arrival.id, finished));
+            self.cache.release(sequence.seq);
+        }
+    }
+
+    /// Reports what happened since the last time. `false` means that nobody listens.
+    fn tell(&mut self, report: &mut dyn FnMut(Report) -> bool) -> bool {
+        self.stats.running = count(self.running.len());
+        self.stats.queued = count(self.queue.len());
+        self.stats.kv_cells_used = count(self.cache.cells());
+        report(Report { events: std::mem::take(&mut self.events), stats: self.stats.clone() })
+    }
+}
+
+fn emit(events: &mut Vec<(RequestId, Event)>, id: RequestId, pieces: &mut Vec<Piece>) {
+    for Piece { text, thinking } in pieces.drain(..) {
+        events.push((id, Event::Text { text, thinking }));
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

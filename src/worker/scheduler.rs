@@ -1,0 +1,257 @@
+//! Who is next, and how many rows a step takes: pure decisions over plain data. No clock, no channel, no FFI; time
+//! comes in as numbers.
+
+use std::collections::VecDeque;
+
+/// A queue that is fair between clients: they take turns, each client's own requests stay in order.
+#[derive(Debug)]
+pub struct FairQueue<T> {
+    /// Clients in the order of their turns; none is empty.
+    clients: VecDeque<(String, VecDeque<(u64, T)>)>,
+    len: usize,
+}
+
+impl<T> Default for FairQueue<T> {
+    fn default() -> Self {
+        Self { clients: VecDeque::new(), len: 0 }
+    }
+}
+
+impl<T> FairQueue<T> {
+    /// Number of waiting requests.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a request. `number` grows with arrival and puts right what tokenising threads finished out of order.
+    /// Returns how many requests are served before it as things stand.
+    pub fn push(&mut self, client: &str, number: u64, item: T) -> usize {
+        self.len += 1;
+        let turn = match self.clients.iter().position(|(name, _)| name == client) {
+            Some(turn) => turn,
+            None => {
+                self.clients.push_back((client.to_owned(), VecDeque::new()));
+                self.clients.len() - 1
+            }
+        };
+        let own = &mut self.clients[turn].1;
+        let place = own.partition_point(|(other, _)| *other < number);
+        own.insert(place, (number, item));
+        // Before it come, of each other client, as many requests as of its own (one more for those ahead in turn).
+        let ahead = self.clients.iter().enumerate().map(|(other, (_, waiting))| match other {
+            other if other < turn => waiting.len().min(place + 1),
+            other if other == turn => place,
+            _ => waiting.len().min(place),
+        });
+        ahead.sum()
+    }
+
+    /// Takes the next request; its client goes to the end of the round.
+    pub fn pop(&mut self) -> Option<T> {
+        let (client, mut waiting) = self.clients.pop_front()?;
+        let (_, item) = waiting.pop_front()?;
+        if !waiting.is_empty() {
+            self.clients.push_back((client, waiting));
+        }
+        self.len -= 1;
+        Some(item)
+    }
+
+    /// Takes out all requests that `gone` points at, in no particular order.
+    pub fn remove(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut removed = Vec::new();
+        for (_, waiting) in &mut self.clients {
+            for _ in 0..waiting.len() {
+                let Some((number, item)) = waiting.pop_front() else { break };
+                if gone(&item) {
+                    removed.push(item);
+                } else {
+                    waiting.push_back((number, item));
+                }
+            }
+        }
+        self.clients.retain(|(_, waiting)| !waiting.is_empty());
+        self.len -= removed.len();
+        removed
+    }
+}
+
+/// Shares `rows` prefill rows out between prompts of which `remaining` tokens are left. Everybody gets an equal part, and
+/// what a short prompt leaves goes to the others: a short question is not held up by a long one, and the
+/// long one does not starve. The order of the slice decides about odd rows.
+pub fn share_rows(remaining: &[u32], rows: u32) -> Vec<u32> {
+    let mut shares = vec![0; remaining.len()];
+    let mut left = rows;
+    loop {
+        let open = remaining.iter().zip(&shares).filter(|(want, got)| got < want).count();
+        let open = u32::try_from(open).unwrap_or(u32::MAX);
+        if open == 0 || left == 0 {
+            return shares;
+        }
+        let part = (left / open).max(1);
+        for (want, got) in remaining.iter().zip(&mut shares) {
+            let more = part.min(want - *got).min(left);
+            *got += more;
+            left -= more;
+        }
+    }
+}
+
+/// Chooses the size of a step so that it takes no longer than it should, from how long the last ones took.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    step_ms: f64,
+    /// A step of single rows (decoding), which is mostly the time to read the weights once.
+    base_ms: f64,
+    /// What another row costs on top.
+    row_ms: Option<f64>,
+    last_rows: u32,
+}
+
+/// Rows of the first chunk, when nothing is known: about a step on a slow phone.
+const FIRST_ROWS: u32 = 16;
+/// From this many rows on, a step tells what a row costs; smaller ones are all base.
+const TELLING_ROWS: u32 = 8;
+/// How much faster than the last chunk the next one may be.
+const GROWTH: u32 = 4;
+
+impl Pace {
+    /// A pace for steps of at most `step_ms` milliseconds.
+    pub fn new(step_ms: u32) -> Self {
+        Self { step_ms: f64::from(step_ms), base_ms: 0.0, row_ms: None, last_rows: 0 }
+    }
+
+    /// How many prefill rows go beside `decoding` rows into a step of at most `most` rows. At least one, so that a
+    /// prompt always gets on, however slow the machine is.
+    pub fn prefill_rows(&self, decoding: u32, most: u32) -> u32 {
+        let room = most.saturating_sub(decoding).max(1);
+        let Some(row_ms) = self.row_ms else { return FIRST_ROWS.min(room) };
+        let affordable = (self.step_ms - self.base_ms) / row_ms - f64::from(decoding);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+        let affordable = affordable.clamp(1.0, 1e6) as u32;
+        let rows = affordable.min(self.last_rows.max(FIRST_ROWS) * GROWTH).min(room);
+        // Kernels work on rows in groups: a few rows less cost no time more.
+        if rows > TELLING_ROWS && rows < room { rows - rows % TELLING_ROWS } else { rows }
+    }
+
+    /// Learns from a step of `decoding` and `prefill` rows that took `ms` milliseconds.
+    pub fn observe(&mut self, decoding: u32, prefill: u32, ms: f64) {
+        if !ms.is_finite() || ms <= 0.0 {
+            return;
+        }
+        let rows = decoding + prefill;
+        if prefill == 0 {
+            self.base_ms = if self.base_ms == 0.0 { ms } else { 0.8 * self.base_ms + 0.2 * ms };
+        } else if rows >= TELLING_ROWS {
+            self.last_rows = prefill;
+            let row_ms = ((ms - self.base_ms) / f64::from(rows)).max(ms / f64::from(rows) / 4.0);
+            // Half old, half new: one step that the system interrupted is forgotten after a few.
+            self.row_ms = Some(self.row_ms.map_or(row_ms, |old| 0.5 * old + 0.5 * row_ms));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn clients_take_turns_and_keep_their_order() {
+        let mut queue = FairQueue::default();
+        for (number, client) in ["greedy", "greedy", "greedy", "modest", "late"].iter().enumerate() {
+            queue.push(client, number as u64, (*client, number));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let expected =
+            [("greedy", 0), ("modest", 3), ("late", 4), ("greedy", 1), ("greedy", 2)];
+        assert_eq!(order, expected);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn push_tells_how_many_are_served_before() {
+        let mut queue = FairQueue::default();
+        assert_eq!(queue.push("a", 0, ()), 0);
+        assert_eq!(queue.push("a", 1, ()), 1);
+        assert_eq!(queue.push("a", 2, ()), 2);
+        assert_eq!(queue.push("b", 3, ()), 1, "b's first comes after a's first");
+        assert_eq!(queue.push("b", 4, ()), 3, "b's second comes after two of a and one of b");
+    }
+
+    #[test]
+    fn late_tokenising_does_not_change_the_order() {
+        let mut queue = FairQueue::default();
+        queue.push("a", 7, 7);
+        queue.push("a", 5, 5);
+        queue.push("a", 6, 6);
+        assert_eq!([queue.pop(), queue.pop(), queue.pop()], [Some(5), Some(6), Some(7)]);
+    }
+
+    #[test]
+    fn a_short_prompt_passes_a_long_one() {
+        assert_eq!(share_rows(&[1000, 10], 64), [54, 10]);
+        assert_eq!(share_rows(&[1000, 1000], 65), [33, 32]);
+        assert_eq!(share_rows(&[3, 2], 64), [3, 2]);
+        assert_eq!(share_rows(&[5, 5, 5], 2), [1, 1, 0]);
+        assert_eq!(share_rows(&[], 9), [0; 0]);
+    }
+
+    #[test]
+    fn pace_settles_on_the_time_limit() {
+        let mut pace = Pace::new(300);
+        // 20 ms for the weights, 3 ms a row: (300 - 20) / 3 = 93 rows.
+        let cost = |rows: u32| 20.0 + 3.0 * f64::from(rows);
+        for _ in 0..5 {
+            pace.observe(1, 0, 23.0);
+        }
+        let mut rows = 0;
+        for _ in 0..12 {
+            rows = pace.prefill_rows(1, 512);
+            assert!(cost(rows + 1) <= 330.0, "{rows} rows");
+            pace.observe(1, rows, cost(rows + 1));
+        }
+        assert!((72..=96).contains(&rows), "{rows} rows");
+    }
+
+    #[test]
+    fn pace_never_stops_a_prompt() {
+        let mut pace = Pace::new(1);
+        pace.observe(0, 16, 60_000.0);
+        assert_eq!(pace.prefill_rows(3, 4), 1);
+        assert_eq!(pace.prefill_rows(4, 4), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn shares_add_up(remaining in prop::collection::vec(0u32..2000, 0..20), rows in 0u32..3000) {
+            let shares = share_rows(&remaining, rows);
+            let total: u32 = remaining.iter().sum();
+            prop_assert_eq!(shares.iter().sum::<u32>(), rows.min(total));
+            prop_assert!(shares.iter().zip(&remaining).all(|(got, want)| got <= want));
+            // Whoever is not done has no less (but for one odd row) than anybody else.
+            let largest = shares.iter().max().copied().unwrap_or(0);
+            for (got, want) in shares.iter().zip(&remaining) {
+                prop_assert!(got == want || got + 1 >= largest);
+            }
+        }
+
+        #[test]
+        fn a_queue_loses_nothing(clients in prop::collection::vec((0u8..4, any::<bool>()), 0..60)) {
+            let mut queue = FairQueue::default();
+            for (number, (client, _)) in clients.iter().enumerate() {
+                queue.push(&client.to_string(), number as u64, number);
+            }
+            let gone = queue.remove(|number| clients[*number].1);
+            prop_assert_eq!(queue.len() + gone.len(), clients.len());
+            let mut all: Vec<_> = gone.into_iter().chain(std::iter::from_fn(|| queue.pop())).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..clients.len()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One generation: what is left of its prompt, what it said, and when it ends. Knows no decoder and no channel; time
+//! comes in.
+
+use super::decoder::{Position, Row, SeqId};
+use super::sampling::Sampler;
+use super::text::{Piece, TextStream};
+use crate::engine::wire::RequestId;
+use crate::engine::{Event, FinishReason, Outcome, Token, Usage};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// A request whose prompt is tokens already.
+pub struct Arrival {
+    /// Its number on the wire.
+    pub id: RequestId,
+    /// Who asked.
+    pub client: String,
+    /// The whole prompt; never empty.
+    pub prompt: Vec<Token>,
+    /// Tokens that may be sampled: at least one, and with the prompt no more than a sequence has room for.
+    pub max_tokens: u32,
+    /// Chooses tokens.
+    pub sampler: Sampler,
+    /// Makes text of them.
+    pub text: TextStream,
+    /// Whether end-of-generation tokens are passed over.
+    pub ignore_eos: bool,
+    /// Whether tokens that a sequence holds may be continued.
+    pub reuse: bool,
+    /// When it reached the worker.
+    pub arrived: Instant,
+    /// When its answer must end.
+    pub deadline: Option<Instant>,
+    /// Set when nobody reads the answer any more.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+impl Arrival {
+    /// Whether nobody reads the answer any more.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the deadline has passed.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+}
+
+/// A request that has a sequence.
+pub struct Sequence {
+    /// What was asked.
+    pub arrival: Arrival,
+    /// Where its tokens live.
+    pub seq: SeqId,
+    cached: u32,
+    /// Tokens that the sequence holds.
+    held: Position,
+    /// The token that was sampled last and is to be decoded next.
+    next: Option<Token>,
+    sampled: u32,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    done: Option<FinishReason>,
+}
+
+impl Sequence {
+    /// Starts in a sequence that keeps the first `cached` tokens of the prompt.
+    pub fn new(arrival: Arrival, seq: SeqId, cached: Position) -> Self {
+        Self {
+            arrival,
+            seq,
+            cached,
+            held: cached,
+            next: None,
+            sampled: 0,
+            started: None,
+            first_token: None,
+            last_token: None,
+            done: None,
+        }
+    }
+
+    /// Prompt tokens that are still to be decoded; 0 once the answer has begun.
+    pub fn prefill_left(&self) -> u32 {
+        let prompt = u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX);
+        prompt.saturating_sub(self.held)
+    }
+
+    /// The row of the token that was sampled last, if the answer has begun.
+    pub fn decode_row(&self) -> Option<Row> {
+        let token = self.next?;
+        Some(Row { seq: self.seq, position: self.held, token, logits: true })
+    }
+
+    /// Appends the next `count` rows of the prompt; the prompt's last row asks for logits.
+    pub fn append_prefill(&self, count: u32, rows: &mut Vec<Row>) {
+        let prompt = &self.arrival.prompt;
+        // Past the prompt once the answer has begun.
+        let from = prompt.len().min(self.held as usize);
+        let to = prompt.len().min(from + count as usize);
+        for (position, token) in (self.held..).zip(&prompt[from..to]) {
+            let logits = position as usize + 1 == prompt.len();
+            rows.push(Row { seq: self.seq, position, token: *token, logits });
+        }
+    }
+
+    /// Notes the start of the first step that works for it.
+    pub fn begin(&mut self, now: Instant) {
+        self.started.get_or_insert(now);
+    }
+
+    /// Notes that one row of it was decoded.
+    pub fn decoded(&mut self) {
+        self.held += 1;
+        self.next = None;
+    }
+
+    /// Chooses the token for `position` from the logits before it. The position decides the random number, whatever chunks and
+    /// batches led there.
+    pub fn sample(&mut self, logits: &[f32], position: Position) -> Token {
+        self.arrival.sampler.sample(logits, position)
+    }
+
+    /// Takes the chosen token in: its text goes to `pieces`, and the sequence may be done after it.
+    pub fn accept(&mut self, token: Token, is_end: bool, bytes: &[u8], now: Instant, pieces: &mut Vec<Piece>) {
+        self.sampled += 1;
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+        self.arrival.sampler.accept(token);
+        if is_end && !self.arrival.ignore_eos {
+            self.done = Some(FinishReason::Stop);
+        } else {
+            let stopped = !is_end && self.arrival.text.push(bytes, pieces);
+            if stopped {
+                self.done = Some(FinishReason::Stop);
+            } else if self.sampled >= self.arrival.max_tokens {
+                self.done = Some(FinishReason::Length);
+            }
+        }
+        self.next = Some(token);
+    }
+
+    /// Ends it where it stands.
+    pub fn stop(&mut self, reason: FinishReason) {
+        self.done.get_or_insert(reason);
+    }
+
+    /// Whether it has ended.
+    pub fn is_done(&self) -> bool {
+        self.done.is_some()
+    }
+
+    /// Whether a token was sampled.
+    pub fn has_spoken(&self) -> bool {
+        self.sampled > 0
+    }
+
+    /// Tokens of the prompt that needed no decoding.
+    pub fn cached(&self) -> u32 {
+        self.cached
+    }
+
+    /// The last event of an ended sequence; what its text machinery held back goes to `pieces`.
+    pub fn finish(&mut self, pieces: &mut Vec<Piece>) -> Event {
+        self.arrival.text.finish(pieces);
+        let arrived = self.arrival.arrived;
+        let ms = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1000.0,
+            _ => 0.0,
+        };
+        Event::Finished(Outcome {
+            reason: self.done.unwrap_or(FinishReason::Stop),
+            usage: Usage {
+                prompt_tokens: u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX),
+                cached_tokens: self.cached,
+                completion_tokens: self.sampled,
+                queue_ms: ms(Some(arrived), self.started),
+                prompt_ms: ms(self.started, self.first_token),
+                ttft_ms: ms(Some(arrived), self.first_token),
+                predicted_ms: ms(self.first_token, self.last_token),
+            },
+        })
+    }
+}

@@ -1,0 +1,296 @@
+//! What only real models can show, each in a worker process of the real binary: the small chat model answers, and the shapes of
+//! Gemma 3 and Qwen 2.5 load with their own vocabularies and templates.
+
+#![cfg(feature = "llama")]
+
+#[path = "support/models.rs"]
+mod models;
+
+use models::test_model;
+use pocket_llm::engine::{
+    EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch, Message, ModelInfo, Outcome,
+    Prompt, Request, Role, Sampling, WorkerConfig,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SMALL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// Rows of a step below 64: across that border attention rounds differently, and greedy text may differ.
+const FEW_ROWS: u32 = 48;
+
+fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOptions {
+    EngineOptions {
+        config: WorkerConfig {
+            model,
+            ctx_size: Some(context * parallel),
+            parallel,
+            threads: 1,
+            threads_batch: 1,
+            batch_size: rows,
+            step_ms: 300,
+            places: 64,
+        },
+        launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
+        stall: Duration::from_secs(120),
+        load_stall: Duration::from_secs(120),
+        restart_pause: Duration::from_millis(500),
+    }
+}
+
+async fn start(model: &str, parallel: u32, context: u32, rows: u32) -> (EngineHandle, Arc<ModelInfo>) {
+    let engine = EngineHandle::start(options(test_model(model), parallel, context, rows)).unwrap();
+    match engine.loaded().await {
+        EngineState::Ready(info) => (engine, info),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn greedy(prompt: Prompt, max_tokens: u32) -> Request {
+    Request {
+        client: "test".into(),
+        prompt,
+        sampling: Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 1,
+        },
+        stop: Vec::new(),
+        max_tokens: Some(max_tokens),
+        ignore_eos: false,
+        cache_prompt: true,
+        deadline_ms: None,
+    }
+}
+
+fn chat(content: &str) -> Prompt {
+    Prompt::Messages(vec![Message { role: Role::User, content: content.into() }])
+}
+
+async fn ask(engine: &EngineHandle, request: Request) -> Result<(String, Outcome), EngineError> {
+    let mut generation = engine.submit(request)?;
+    let mut text = String::new();
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Text { text: piece, .. } => text.push_str(&piece),
+            Event::Finished(outcome) => return Ok((text, outcome)),
+            Event::Failed(error) => return Err(error),
+            _ => {}
+        }
+    }
+    panic!("no terminal event")
+}
+
+macro_rules! real {
+    ($(#[$about:meta])* async fn $name:ident() $body:block) => {
+        $(#[$about])*
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() $body
+    };
+}
+
+real! {
+async fn the_small_model_knows_the_capital_of_france() {
+    let (engine, info) = start(SMALL, 1, 1024, 128).await;
+    assert_eq!(info.template, "model");
+    assert_eq!((info.architecture.as_str(), info.vocab_size), ("llama", 49_152));
+    assert!(info.buffers.iter().any(|(name, bytes)| name.contains("KV") && *bytes > 0), "{:?}", info.buffers);
+    let (text, outcome) = ask(&engine, greedy(Prompt::Text("The capital of France is".into()), 8)).await.unwrap();
+    assert!(text.starts_with(" Paris"), "{text}");
+    assert_eq!(outcome.reason, FinishReason::Length);
+    let (text, outcome) = ask(&engine, greedy(chat("Say hello."), 200)).await.unwrap();
+    assert_eq!(outcome.reason, FinishReason::Stop, "{text}");
+    assert!(!text.contains("<|"), "no control token leaks: {text}");
+    assert!(outcome.usage.ttft_ms > 0.0 && outcome.usage.predicted_ms > 0.0);
+    engine.shutdown().await;
+}
+}
+
+real! {
+/// Equal shapes give equal text (and this model's kernels give it for all shapes below 64 rows).
+async fn greedy_text_is_the_same_alone_and_in_a_full_batch() {
+    let (engine, _) = start(SMALL, 4, 512, FEW_ROWS).await;
+    let prompts = ["Write a story about a cat.", "Count to ten.", "Who are you?", "What is water made of?"];
+    let mut alone = Vec::new();
+    for prompt in prompts {
+        let mut request = greedy(chat(prompt), 48);
+        request.cache_prompt = false;
+        alone.push(ask(&engine, request).await.unwrap().0);
+    }
+    let together: Vec<_> = prompts
+        .map(|prompt| {
+            let engine = engine.clone();
+            let mut request = greedy(chat(prompt), 48);
+            request.cache_prompt = false;
+            tokio::spawn(async move { ask(&engine, request).await.unwrap().0 })
+        })
+        .into();
+    for (together, alone) in together.into_iter().zip(&alone) {
+        assert_eq!(&together.await.unwrap(), alone);
+    }
+    engine.shutdown().await;
+}
+}
+
+real! {
+async fn a_long_prompt_gives_the_same_text_in_any_chunks() {
+    let story = "The old phone lay on the table and hummed. ".repeat(100);
+    let mut texts = Vec::new();
+    for rows in [FEW_ROWS, 17] {
+        let (engine, _) = start(SMALL, 1, 2048, rows).await;
+        let (text, outcome) = ask(&engine, greedy(Prompt::Text(story.clone()), 24)).await.unwrap();
+        assert!(outcome.usage.prompt_tokens > 900);
+        assert!(engine.load().worker.steps > u64::from(outcome.usage.prompt_tokens / rows), "it came in chunks");
+        texts.push(text);
+        engine.shutdown().await;
+    }
+    assert_eq!(texts[0], texts[1]);
+}
+}
+
+real! {
+async fn a_prompt_that_does_not_fit_is_refused_with_the_numbers() {
+    let (engine, _) = start(SMALL, 1, 256, 64).await;
+    for (prompt, counted) in [("word ".repeat(400), true), ("x".repeat(4 << 20), false)] {
+        match ask(&engine, greedy(Prompt::Text(prompt), 8)).await {
+            Err(EngineError::PromptTooLong { prompt_tokens, limit: 256 }) => {
+                assert!(prompt_tokens > 256 && (!counted || prompt_tokens < 500), "{prompt_tokens}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // A long answer ends at the end of the context, and says so.
+    let mut long = greedy(Prompt::Text("Once upon a time".into()), 10_000);
+    long.ignore_eos = true;
+    let (_, outcome) = ask(&engine, long).await.unwrap();
+    assert_eq!(outcome.reason, FinishReason::Length);
+    assert_eq!(outcome.usage.prompt_tokens + outcome.usage.completion_tokens, 256);
+    engine.shutdown().await;
+}
+}
+
+real! {
+async fn the_second_turn_decodes_only_what_is_new() {
+    let (engine, _) = start(SMALL, 2, 1024, FEW_ROWS).await;
+    let question = Message { role: Role::User, content: "What is the capital of France?".into() };
+    let (answer, first) = ask(&engine, greedy(Prompt::Messages(vec![question.clone()]), 40)).await.unwrap();
+    let turns = vec![
+        question,
+        Message { role: Role::Assistant, content: answer },
+        Message { role: Role::User, content: "And of Italy?".into() },
+    ];
+    let mut request = greedy(Prompt::Messages(turns), 24);
+    let (text, second) = ask(&engine, request.clone()).await.unwrap();
+    let said = first.usage.prompt_tokens + first.usage.completion_tokens;
+    assert!(second.usage.cached_tokens >= said - 2, "{second:?} after {first:?}");
+    request.cache_prompt = false;
+    let (fresh, uncached) = ask(&engine, request).await.unwrap();
+    assert_eq!(uncached.usage.cached_tokens, 0);
+    assert_eq!(text, fresh);
+    engine.shutdown().await;
+}
+}
+
+real! {
+async fn a_clients_control_tokens_are_text() {
+    let (engine, _) = start(SMALL, 1, 512, 64).await;
+    let tokens = async |content: &str| {
+        ask(&engine, greedy(chat(content), 1)).await.unwrap().1.usage.prompt_tokens
+    };
+    let (plain, control) = (tokens("x").await, tokens("<|im_end|>").await);
+    assert!(control >= plain + 3, "one control token would be no longer than a letter: {plain}, {control}");
+    engine.shutdown().await;
+}
+}
+
+real! {
+async fn shapes_of_gemma_and_qwen_load_template_and_generate() {
+    for (file, architecture, vocabulary) in
+        [("gemma3-tiny.gguf", "gemma3", 262_144), ("qwen2.5-tiny.gguf", "qwen2", 151_936)]
+    {
+        let (engine, info) = start(file, 2, 1024, 64).await;
+        assert_eq!((info.template.as_str(), info.architecture.as_str()), ("model", architecture));
+        assert!((info.vocab_size..=info.vocab_size + 64).contains(&vocabulary), "{}", info.vocab_size);
+        if cfg!(any(target_feature = "avx2", target_feature = "dotprod")) {
+            assert!(info.kernels.iter().any(|kernel| kernel.starts_with("q4_0_")), "fast kernels: {:?}", info.kernels);
+        }
+        let system = Message { role: Role::System, content: "Be brief.".into() };
+        let user = Message { role: Role::User, content: "Grüß dich, 日本! 👋".into() };
+        let mut request = greedy(Prompt::Messages(vec![system, user]), 16);
+        request.ignore_eos = true;
+        let (_, outcome) = ask(&engine, request).await.unwrap();
+        assert_eq!((outcome.reason, outcome.usage.completion_tokens), (FinishReason::Length, 16));
+        engine.shutdown().await;
+    }
+}
+}
+
+real! {
+/// Gemma 3's layers see 512 tokens back. Beyond that a sequence can go on, but not go back.
+async fn a_sliding_window_is_respected() {
+    let (engine, info) = start("gemma3-tiny.gguf", 1, 2048, 64).await;
+    assert_eq!(info.context_per_sequence, 2048);
+    let words: Vec<String> = (0..450).map(|n| format!("w{n}")).collect();
+    let mut long = greedy(Prompt::Text(words.join(" ")), 4);
+    long.ignore_eos = true;
+    let (text, first) = ask(&engine, long.clone()).await.unwrap();
+    assert!(first.usage.prompt_tokens > 1400, "{first:?}");
+    // All but the last token: within what the window still holds.
+    let (again, second) = ask(&engine, long.clone()).await.unwrap();
+    assert_eq!((again, second.usage.cached_tokens), (text, first.usage.prompt_tokens - 1));
+    let mut back = long.clone();
+    back.prompt = Prompt::Text(words[..200].join(" "));
+    let (_, third) = ask(&engine, back).await.unwrap();
+    assert_eq!(third.usage.cached_tokens, 0, "its window has forgotten that far back");
+    engine.shutdown().await;
+}
+}
+
+real! {
+async fn a_file_that_is_no_model_is_named_in_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = std::fs::read(test_model("gemma3-tiny.gguf")).unwrap();
+    let cases: [(&str, &[u8], &str); 3] = [
+        ("text.gguf", b"this is no model", "is not a GGUF file"),
+        ("empty.gguf", b"", "too short"),
+        ("cut.gguf", &whole[..whole.len() / 2], "can't be loaded"),
+    ];
+    for (name, bytes, expected) in cases {
+        let file = folder.path().join(name);
+        std::fs::write(&file, bytes).unwrap();
+        let engine = EngineHandle::start(options(file, 1, 256, 64)).unwrap();
+        match engine.loaded().await {
+            EngineState::Failed { reason } => {
+                assert!(reason.contains(expected) && reason.contains(name) && !reason.contains('\n'), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        engine.shutdown().await;
+    }
+}
+}
+
+real! {
+async fn sizes_that_can_not_work_are_refused_with_one_that_would() {
+    let cases = [
+        (options(test_model(SMALL), 1, 100_000, 64), "--ctx-size 8192 or less"),
+        (options(test_model(SMALL), 300, 64, 512), "1 to 256"),
+        (options(test_model(SMALL), 8, 256, 4), "8 to 8192"),
+    ];
+    for (options, expected) in cases {
+        let engine = EngineHandle::start(options).unwrap();
+        match engine.loaded().await {
+            EngineState::Failed { reason } => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        engine.shutdown().await;
+    }
+}
+}

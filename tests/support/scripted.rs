@@ -1,0 +1,408 @@
+//! A model backend for tests: a byte vocabulary, and a decoder whose prompts say what it answers. It records every row and
+//! every cut, can be held at a gate before each step, and can fail a step. Everything above the seam is the product's own.
+//!
+//! A prompt ends in one of
+//! - `say:TEXT|` answers TEXT, then ends;
+//! - `loop:TEXT|` answers TEXT again and again;
+//! - `any|` gives every printable letter the same chance, so that the sampler decides.
+
+use pocket_llm::engine::{
+    EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt, Request,
+    Sampling, Token, WorkerConfig,
+};
+use pocket_llm::worker::decoder::{
+    Backend, Decoder, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
+};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+pub const END: Token = Token(256);
+const CONTROL: [&str; 4] = ["<|end|>", "<|bos|>", "<|im_start|>", "<|im_end|>"];
+const VOCAB_SIZE: u32 = 256 + 4;
+
+/// Tests end with an error rather than never.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes are tokens 0 to 255; four control tokens follow.
+pub struct ByteVocab {
+    control: Vec<String>,
+}
+
+impl ByteVocab {
+    pub fn new() -> Self {
+        Self { control: CONTROL.map(String::from).into() }
+    }
+}
+
+impl Vocab for ByteVocab {
+    fn len(&self) -> u32 {
+        VOCAB_SIZE
+    }
+
+    fn tokenize(&self, text: &str, _: bool, parse_special: bool) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        let mut rest = text;
+        'text: while let Some(first) = rest.bytes().next() {
+            if parse_special {
+                for (index, control) in (256..).zip(&self.control) {
+                    if let Some(after) = rest.strip_prefix(control.as_str()) {
+                        tokens.push(Token(index));
+                        rest = after;
+                        continue 'text;
+                    }
+                }
+            }
+            tokens.push(Token(first.into()));
+            // Byte by byte, also in the middle of a character.
+            let (_, after) = rest.as_bytes().split_at(1);
+            match std::str::from_utf8(after) {
+                Ok(after) => rest = after,
+                Err(_) => {
+                    let length = rest.chars().next().map_or(1, char::len_utf8);
+                    tokens.extend(rest.bytes().take(length).skip(1).map(|byte| Token(byte.into())));
+                    rest = &rest[length..];
+                }
+            }
+        }
+        tokens
+    }
+
+    fn append_bytes(&self, token: Token, bytes: &mut Vec<u8>) {
+        bytes.extend(u8::try_from(token.0));
+    }
+
+    fn is_end(&self, token: Token) -> bool {
+        token == END || token == Token(259)
+    }
+
+    fn control_texts(&self) -> &[String] {
+        &self.control
+    }
+
+    fn bos(&self) -> Option<&str> {
+        Some("<|bos|>")
+    }
+
+    fn eos(&self) -> Option<&str> {
+        Some("<|end|>")
+    }
+
+    fn adds_bos(&self) -> bool {
+        false
+    }
+
+    fn chat_template(&self) -> Option<&str> {
+        None
+    }
+
+    fn longest_token_bytes(&self) -> usize {
+        1
+    }
+}
+
+/// What the decoder was asked, and how it is to behave.
+#[derive(Default)]
+pub struct Script {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Steps that may run; `None` is no limit.
+    allowed: Option<u64>,
+    waiting: bool,
+    silent: bool,
+    steps: Vec<Vec<Row>>,
+    cuts: Vec<(SeqId, Position)>,
+    fail_step: Option<usize>,
+    step_time: Duration,
+    window: Option<Position>,
+}
+
+impl Script {
+    /// A script that keeps no record of steps, for benchmarks.
+    pub fn silent() -> Self {
+        let script = Self::default();
+        script.state.lock().unwrap().silent = true;
+        script
+    }
+
+    /// Holds the decoder before its next step.
+    pub fn hold(&self) {
+        self.state.lock().unwrap().allowed = Some(0);
+    }
+
+    /// Lets `steps` more steps run.
+    pub fn allow(&self, steps: u64) {
+        let mut state = self.state.lock().unwrap();
+        state.allowed = state.allowed.map(|allowed| allowed + steps);
+        self.changed.notify_all();
+    }
+
+    /// Lets the decoder run freely.
+    pub fn open(&self) {
+        self.state.lock().unwrap().allowed = None;
+        self.changed.notify_all();
+    }
+
+    /// Makes the step of this number (from 0) fail.
+    pub fn fail(&self, step: usize) {
+        self.state.lock().unwrap().fail_step = Some(step);
+    }
+
+    /// Makes every step take this long.
+    pub fn take_time(&self, step: Duration) {
+        self.state.lock().unwrap().step_time = step;
+    }
+
+    /// Makes sequences forget all but the last tokens, as a sliding window does.
+    pub fn forget_beyond(&self, window: Position) {
+        self.state.lock().unwrap().window = Some(window);
+    }
+
+    /// All steps so far, row by row.
+    pub fn steps(&self) -> Vec<Vec<Row>> {
+        self.state.lock().unwrap().steps.clone()
+    }
+
+    /// All cuts so far.
+    pub fn cuts(&self) -> Vec<(SeqId, Position)> {
+        self.state.lock().unwrap().cuts.clone()
+    }
+
+    /// Waits until the decoder stands at the gate.
+    pub fn wait_until_held(&self) {
+        let state = self.state.lock().unwrap();
+        let (state, timeout) =
+            self.changed.wait_timeout_while(state, PATIENCE, |state| !state.waiting).unwrap();
+        drop(state);
+        assert!(!timeout.timed_out(), "the decoder never came to the gate");
+    }
+
+    fn enter(&self, rows: &[Row]) -> Result<(), StepError> {
+        let mut state = self.state.lock().unwrap();
+        if state.silent {
+            return Ok(());
+        }
+        let step = state.steps.len();
+        state.steps.push(rows.to_vec());
+        while state.allowed == Some(0) {
+            state.waiting = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap();
+        }
+        state.waiting = false;
+        state.allowed = state.allowed.map(|allowed| allowed - 1);
+        if state.fail_step == Some(step) {
+            return Err(StepError("scripted".into()));
+        }
+        let time = state.step_time;
+        drop(state);
+        std::thread::sleep(time);
+        Ok(())
+    }
+}
+
+struct ScriptedDecoder {
+    script: Arc<Script>,
+    held: HashMap<SeqId, Vec<Token>>,
+}
+
+impl ScriptedDecoder {
+    /// The logits after a sequence's tokens.
+    fn logits(tokens: &[Token]) -> Vec<f32> {
+        let bytes: Vec<u8> = tokens.iter().map(|token| u8::try_from(token.0).unwrap_or(0)).collect();
+        let mut logits = vec![-10.0; VOCAB_SIZE as usize];
+        let find = |needle: &[u8]| {
+            bytes.windows(needle.len()).rposition(|window| window == needle).map(|at| at + needle.len())
+        };
+        let bar = find(b"|").expect("a prompt without a directive");
+        let said = bytes.len() - bar;
+        let directive = [&b"say:"[..], b"loop:"]
+            .iter()
+            .filter_map(|name| Some((*name, find(name).filter(|at| *at <= bar)?)))
+            .max_by_key(|(_, at)| *at);
+        match directive {
+            Some((b"say:", at)) => {
+                let answer = &bytes[at..bar - 1];
+                logits[answer.get(said).map_or(END.0 as usize, |byte| usize::from(*byte))] = 10.0;
+            }
+            Some((_, at)) => {
+                let answer = &bytes[at..bar - 1];
+                logits[usize::from(answer[said % answer.len()])] = 10.0;
+            }
+            None => logits[usize::from(b'a')..=usize::from(b'z')].fill(10.0),
+        }
+        logits
+    }
+}
+
+impl Decoder for ScriptedDecoder {
+    fn step(
+        &mut self,
+        rows: &[Row],
+        logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), StepError> {
+        self.script.enter(rows)?;
+        for (index, row) in rows.iter().enumerate() {
+            let tokens = self.held.entry(row.seq).or_default();
+            assert_eq!(tokens.len(), row.position as usize, "a gap in a sequence: {row:?}");
+            tokens.push(row.token);
+            if row.logits {
+                logits(index, &Self::logits(tokens));
+            }
+        }
+        Ok(())
+    }
+
+    fn cuttable(&self, seq: SeqId) -> RangeInclusive<Position> {
+        let held = self.held.get(&seq).map_or(0, |tokens| tokens.len() as Position);
+        match self.script.state.lock().unwrap().window {
+            Some(window) => held.saturating_sub(window)..=held,
+            None => 0..=held,
+        }
+    }
+
+    fn truncate(&mut self, seq: SeqId, to: Position) {
+        self.script.state.lock().unwrap().cuts.push((seq, to));
+        self.held.entry(seq).or_default().truncate(to as usize);
+    }
+}
+
+/// Lends a scripted decoder to the loop.
+pub struct ScriptedBackend {
+    pub script: Arc<Script>,
+}
+
+impl Backend for ScriptedBackend {
+    fn run(
+        &self,
+        config: &WorkerConfig,
+        mut progress: Box<dyn FnMut(f32) -> bool>,
+        serve: &mut dyn FnMut(Loaded<'_>),
+    ) -> Result<(), LoadError> {
+        if config.model.as_os_str() == "broken" {
+            return Err(LoadError("the scripted model is broken".into()));
+        }
+        assert!(progress(0.5));
+        let mut decoder =
+            ScriptedDecoder { script: Arc::clone(&self.script), held: HashMap::new() };
+        let context_per_sequence = config.ctx_size.unwrap_or(4096) / config.parallel;
+        let info = ModelInfo {
+            name: Some("scripted".into()),
+            architecture: "scripted".into(),
+            vocab_size: VOCAB_SIZE,
+            trained_context: context_per_sequence,
+            context_per_sequence,
+            sequences: config.parallel,
+            ..ModelInfo::default()
+        };
+        serve(Loaded { info, vocab: Arc::new(ByteVocab::new()), decoder: &mut decoder });
+        Ok(())
+    }
+}
+
+/// An engine's options over a scripted model: `parallel` sequences of 1,024 tokens, `queue` places to wait.
+pub fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineOptions {
+    let backend = Arc::new(ScriptedBackend { script: Arc::clone(script) });
+    EngineOptions {
+        config: WorkerConfig {
+            model: "scripted.gguf".into(),
+            ctx_size: Some(1024 * parallel),
+            parallel,
+            threads: 1,
+            threads_batch: 1,
+            batch_size: 64,
+            step_ms: 300,
+            places: parallel + queue,
+        },
+        launch: Launch::Thread(Arc::new(move |stream| {
+            pocket_llm::worker::serve(stream, &*backend, || {});
+        })),
+        stall: Duration::from_secs(60),
+        load_stall: Duration::from_secs(60),
+        restart_pause: Duration::from_millis(5),
+    }
+}
+
+/// A running engine over a scripted model.
+pub async fn engine(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineHandle {
+    let engine = EngineHandle::start(options(script, parallel, queue)).expect("an engine");
+    engine.loaded().await;
+    engine
+}
+
+/// A greedy request that continues the text.
+pub fn request(text: &str) -> Request {
+    Request {
+        client: "test".into(),
+        prompt: Prompt::Text(text.into()),
+        sampling: Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 7,
+        },
+        stop: Vec::new(),
+        max_tokens: None,
+        ignore_eos: false,
+        cache_prompt: true,
+        deadline_ms: None,
+    }
+}
+
+/// Everything that happened to a request.
+#[derive(Debug)]
+pub struct Told {
+    pub text: String,
+    pub events: Vec<Event>,
+}
+
+impl Told {
+    pub fn outcome(&self) -> &Outcome {
+        match self.events.last() {
+            Some(Event::Finished(outcome)) => outcome,
+            other => panic!("not finished: {other:?}"),
+        }
+    }
+
+    /// Checks the order of events: accepted, started, text, one terminal event.
+    pub fn check_order(&self) {
+        let terminal = |event: &Event| matches!(event, Event::Finished(_) | Event::Failed(_));
+        assert_eq!(self.events.iter().filter(|event| terminal(event)).count(), 1, "{self:?}");
+        assert!(self.events.last().is_some_and(terminal), "{self:?}");
+    }
+}
+
+/// Reads a generation to its end.
+pub async fn read(mut generation: Generation) -> Told {
+    let mut told = Told { text: String::new(), events: Vec::new() };
+    let reading = async {
+        while let Some(event) = generation.next().await {
+            if let Event::Text { text, .. } = &event {
+                told.text.push_str(text);
+            }
+            told.events.push(event);
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time");
+    told.check_order();
+    told
+}
+
+/// Waits for a condition on the engine's load.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -1,0 +1,396 @@
+//! The worker as a process: its death in every phase, broken frames, a flood of log lines, foreign builds, and the ends that
+//! front and worker make for each other. This program is its own worker and its own front: `main` looks at the arguments.
+
+#[path = "support/scripted.rs"]
+mod scripted;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use pocket_llm::engine::wire::{self, BUILD, FromWorker, ToWorker};
+use pocket_llm::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Event, Generation, Launch};
+use pocket_llm::worker::process;
+use rustix::process::{Pid, Signal, kill_process};
+use scripted::{PATIENCE, Script, ScriptedBackend, options, read, request, until};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    match words.get(1).map(String::as_str) {
+        Some("as-worker") => act_as_worker(&words[2]),
+        Some("as-front") => act_as_front(),
+        _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit(),
+    }
+}
+
+fn trials() -> Vec<Trial> {
+    macro_rules! trials {
+        ($($name:ident),* $(,)?) => { vec![$(Trial::test(stringify!($name), || run($name()))),*] };
+    }
+    trials![
+        a_worker_process_answers,
+        eight_streams_end_when_their_worker_is_killed,
+        what_waits_is_served_by_the_next_worker,
+        a_worker_killed_while_loading_is_started_again,
+        a_worker_that_crashes_while_idle_is_replaced,
+        a_stopped_worker_is_ended_and_replaced,
+        a_worker_that_never_loads_ends_in_errors_not_in_waiting,
+        frames_cut_at_every_byte_end_in_a_restart,
+        nonsense_frames_end_in_a_restart,
+        a_foreign_build_is_refused,
+        a_flood_on_standard_error_stops_nothing,
+        signals_to_the_whole_group_leave_the_worker_alone,
+        a_killed_front_takes_its_worker_along,
+        a_killed_front_takes_a_stopped_worker_along,
+        a_worker_without_a_front_refuses_to_start,
+        fifty_kills_leave_nothing_behind,
+    ]
+}
+
+fn run(test: impl Future<Output = ()> + Send + 'static) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async { tokio::time::timeout(3 * PATIENCE, test).await.expect("the test ended in time") });
+    Ok(())
+}
+
+/// What `engine` processes of these tests do.
+fn act_as_worker(part: &str) {
+    let mut socket = || UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    match part {
+        "steady" | "flood" | "crash-when-idle" => {
+            let script = Arc::new(Script::default());
+            script.take_time(Duration::from_millis(2));
+            if part == "flood" {
+                std::thread::spawn(|| {
+                    let long = "x".repeat(100_000);
+                    for n in 0..300 {
+                        eprintln!("{n} {long}\n\u{1b}[31mred {n}");
+                    }
+                });
+            }
+            if part == "crash-when-idle" {
+                std::thread::spawn(|| {
+                    std::thread::sleep(Duration::from_millis(200));
+                    std::process::abort();
+                });
+            }
+            process::main(&ScriptedBackend { script }).unwrap();
+        }
+        "foreign" => {
+            wire::write(&mut socket(), &FromWorker::Hello { build: "another".into() }).unwrap();
+            std::thread::sleep(PATIENCE);
+        }
+        "silent-load" => {
+            wire::write(&mut socket(), &FromWorker::Hello { build: BUILD.into() }).unwrap();
+            std::thread::sleep(PATIENCE);
+        }
+        "dies-at-once" => std::process::exit(3),
+        other => panic!("no such part: {other}"),
+    }
+}
+
+/// Serves a request for ever with a worker of its own, and says who that is.
+fn act_as_front() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let engine = EngineHandle::start(with_worker("steady", 2, 2)).unwrap();
+        engine.loaded().await;
+        let _generation = engine.submit(request("loop:x|")).unwrap();
+        println!("{}", engine.load().pid.unwrap());
+        tokio::time::sleep(PATIENCE).await;
+    });
+}
+
+fn with_worker(part: &str, parallel: u32, queue: u32) -> EngineOptions {
+    let mut options = options(&Arc::default(), parallel, queue);
+    let program = std::env::current_exe().unwrap();
+    options.launch = Launch::Process(vec![program.into(), "as-worker".into(), part.into()]);
+    options
+}
+
+async fn start(part: &str, parallel: u32, queue: u32) -> EngineHandle {
+    let engine = EngineHandle::start(with_worker(part, parallel, queue)).unwrap();
+    engine.loaded().await;
+    engine
+}
+
+fn kill(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+fn worker_of(engine: &EngineHandle) -> u32 {
+    engine.load().pid.expect("a worker process")
+}
+
+/// Whether the process is gone, or a zombie that its parent has not looked at yet.
+fn is_gone(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')),
+        Err(_) => true,
+    }
+}
+
+async fn first_text(generation: &mut Generation) {
+    while !matches!(generation.next().await.expect("no end yet"), Event::Text { .. }) {}
+}
+
+async fn answers(engine: &EngineHandle) {
+    let told = read(engine.submit(request("say:alive|")).unwrap()).await;
+    assert_eq!(told.text, "alive", "{told:?}");
+}
+
+fn died(told: &scripted::Told) -> &str {
+    match told.events.last() {
+        Some(Event::Failed(EngineError::EngineDied(reason))) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_worker_process_answers() {
+    let engine = start("steady", 2, 2).await;
+    answers(&engine).await;
+    let pid = worker_of(&engine);
+    assert_ne!(pid, std::process::id());
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("API_KEY"));
+    engine.shutdown().await;
+    assert!(is_gone(pid));
+}
+
+async fn eight_streams_end_when_their_worker_is_killed() {
+    let engine = start("steady", 8, 0).await;
+    let mut streams: Vec<_> = (0..8).map(|_| engine.submit(request("loop:x|")).unwrap()).collect();
+    for stream in &mut streams {
+        first_text(stream).await;
+    }
+    kill(worker_of(&engine), Signal::KILL);
+    let killed = Instant::now();
+    for stream in streams {
+        assert!(died(&read(stream).await).contains("signal 9"));
+    }
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    answers(&engine).await;
+    assert_eq!(engine.load().restarts, 1);
+}
+
+async fn what_waits_is_served_by_the_next_worker() {
+    let engine = start("steady", 1, 4).await;
+    let mut running = engine.submit(request("loop:x|")).unwrap();
+    first_text(&mut running).await;
+    let waiting: Vec<_> = (0..3).map(|n| engine.submit(request(&format!("say:{n}|"))).unwrap()).collect();
+    kill(worker_of(&engine), Signal::KILL);
+    died(&read(running).await);
+    for (n, generation) in waiting.into_iter().enumerate() {
+        let told = read(generation).await;
+        assert_eq!(told.text, n.to_string());
+        let accepted = told.events.iter().filter(|event| matches!(event, Event::Accepted { .. }));
+        assert!(accepted.count() <= 1, "a second worker is no second acceptance");
+    }
+}
+
+async fn a_worker_killed_while_loading_is_started_again() {
+    let engine = EngineHandle::start(with_worker("silent-load", 1, 1)).unwrap();
+    let generation = engine.submit(request("say:x|")).unwrap();
+    for restarts in 0..4 {
+        until("a worker is there", || engine.load().pid.is_some() && engine.load().restarts == restarts).await;
+        kill(worker_of(&engine), Signal::KILL);
+        until("it is replaced", || engine.load().restarts == restarts + 1).await;
+    }
+    let told = read(generation).await;
+    assert!(matches!(told.events.last(), Some(Event::Failed(EngineError::NotReady(_)))), "{told:?}");
+}
+
+async fn a_worker_that_crashes_while_idle_is_replaced() {
+    let engine = start("crash-when-idle", 1, 1).await;
+    until("it crashed", || engine.load().restarts >= 1).await;
+    engine.shutdown().await;
+}
+
+async fn a_stopped_worker_is_ended_and_replaced() {
+    let mut options = with_worker("steady", 1, 1);
+    options.stall = Duration::from_millis(300);
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    let mut running = engine.submit(request("loop:x|")).unwrap();
+    first_text(&mut running).await;
+    let pid = worker_of(&engine);
+    kill(pid, Signal::STOP);
+    assert!(died(&read(running).await).contains("no progress"));
+    assert!(is_gone(pid));
+    answers(&engine).await;
+}
+
+async fn a_worker_that_never_loads_ends_in_errors_not_in_waiting() {
+    let engine = EngineHandle::start(with_worker("dies-at-once", 1, 4)).unwrap();
+    for _ in 0..4 {
+        let told = read(engine.submit(request("say:x|")).unwrap()).await;
+        match told.events.last() {
+            Some(Event::Failed(EngineError::NotReady(reason))) => assert!(reason.contains("status 3"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(engine.state(), EngineState::Restarting { .. } | EngineState::Loading { .. }));
+}
+
+/// An engine whose worker says these bytes, then closes.
+fn saying(bytes: Vec<u8>) -> EngineOptions {
+    let mut options = options(&Arc::default(), 1, 1);
+    options.launch = Launch::Thread(Arc::new(move |mut stream| {
+        // The front may hang up before everything is said.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        // What it still says is read, so that our bytes are not lost in a reset.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    }));
+    options
+}
+
+/// The frames of a worker that loads and answers request 1.
+fn whole_talk() -> Vec<u8> {
+    let frames = [
+        FromWorker::Hello { build: BUILD.into() },
+        FromWorker::Loading { progress: 0.5 },
+        FromWorker::Loaded(Box::default()),
+        FromWorker::Step {
+            events: vec![
+                (1, Event::Accepted { prompt_tokens: 1, position: 0 }),
+                (1, Event::Started { cached_tokens: 0 }),
+                (1, Event::Text { text: "hi".into(), thinking: false }),
+            ],
+            stats: Default::default(),
+        },
+    ];
+    frames.iter().flat_map(|frame| wire::encode(frame).unwrap()).collect()
+}
+
+async fn frames_cut_at_every_byte_end_in_a_restart() {
+    let talk = whole_talk();
+    for cut in 0..=talk.len() {
+        let engine = EngineHandle::start(saying(talk[..cut].to_vec())).unwrap();
+        let generation = engine.submit(request("say:x|")).unwrap();
+        let told = read(generation).await;
+        let last = told.events.last();
+        assert!(
+            matches!(last, Some(Event::Failed(EngineError::EngineDied(_) | EngineError::NotReady(_)))),
+            "cut at {cut}: {last:?}"
+        );
+        assert!(told.text.is_empty() || told.text == "hi");
+    }
+}
+
+async fn nonsense_frames_end_in_a_restart() {
+    let hello = wire::encode(&FromWorker::Hello { build: BUILD.into() }).unwrap();
+    let framed = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [hello.as_slice(), &length, bytes].concat()
+    };
+    let oversized = [hello.as_slice(), &u32::MAX.to_le_bytes()].concat();
+    let loaded_first = wire::encode(&FromWorker::Loaded(Box::default())).unwrap();
+    let nonsense =
+        [framed(b"not json"), framed(b""), framed(b"{\"unknown\":1}"), framed(&[0xff; 9]), oversized, loaded_first];
+    for bytes in nonsense {
+        let engine = EngineHandle::start(saying(bytes)).unwrap();
+        let told = read(engine.submit(request("say:x|")).unwrap()).await;
+        assert!(matches!(told.events.last(), Some(Event::Failed(EngineError::NotReady(_)))), "{told:?}");
+    }
+    // The other way round: a worker that is told nonsense ends, and does not panic.
+    for bytes in [framed(b"not json"), u32::MAX.to_le_bytes().to_vec(), hello.clone()] {
+        let (mut front, worker) = UnixStream::pair().unwrap();
+        front.write_all(&bytes).unwrap();
+        front.shutdown(std::net::Shutdown::Write).unwrap();
+        let backend = ScriptedBackend { script: Arc::default() };
+        tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {})).await.unwrap();
+    }
+}
+
+async fn a_foreign_build_is_refused() {
+    let engine = start("foreign", 1, 1).await;
+    match engine.state() {
+        EngineState::Restarting { reason } => assert!(reason.contains("another build"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    // And a worker refuses a foreign front.
+    let (mut front, worker) = UnixStream::pair().unwrap();
+    let config = options(&Arc::default(), 1, 1).config;
+    wire::write(&mut front, &ToWorker::Load { build: "another".into(), config }).unwrap();
+    let backend = ScriptedBackend { script: Arc::default() };
+    tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {})).await.unwrap();
+    assert!(matches!(wire::read(&mut front).unwrap(), Some(FromWorker::Hello { .. })));
+    assert!(matches!(wire::read(&mut front).unwrap(), Some(FromWorker::LoadFailed { .. })));
+}
+
+async fn a_flood_on_standard_error_stops_nothing() {
+    let engine = start("flood", 1, 1).await;
+    for _ in 0..10 {
+        answers(&engine).await;
+    }
+    assert_eq!(engine.load().restarts, 0);
+}
+
+async fn signals_to_the_whole_group_leave_the_worker_alone() {
+    let engine = start("steady", 1, 1).await;
+    let pid = worker_of(&engine);
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        kill(pid, signal);
+        answers(&engine).await;
+    }
+    assert_eq!((worker_of(&engine), engine.load().restarts), (pid, 0));
+}
+
+/// Starts a front of its own, stops its worker if asked to, kills the front, and waits for the worker to go.
+async fn kill_a_front(stop_the_worker: bool) {
+    let mut front = Command::new(std::env::current_exe().unwrap())
+        .arg("as-front")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(front.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let worker: u32 = line.trim().parse().unwrap();
+    if stop_the_worker {
+        kill(worker, Signal::STOP);
+    }
+    front.kill().unwrap();
+    front.wait().unwrap();
+    until("the worker is gone", || is_gone(worker)).await;
+}
+
+async fn a_killed_front_takes_its_worker_along() {
+    kill_a_front(false).await;
+}
+
+async fn a_killed_front_takes_a_stopped_worker_along() {
+    kill_a_front(true).await;
+}
+
+async fn a_worker_without_a_front_refuses_to_start() {
+    let alone = Command::new(std::env::current_exe().unwrap())
+        .args(["as-worker", "steady"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert!(!alone.status.success());
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("socket"));
+}
+
+async fn fifty_kills_leave_nothing_behind() {
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let engine = start("steady", 1, 1).await;
+    answers(&engine).await;
+    let before = files();
+    let mut gone = Vec::new();
+    for _ in 0..50 {
+        let pid = worker_of(&engine);
+        kill(pid, Signal::KILL);
+        gone.push(pid);
+        until("it is replaced", || engine.load().pid.is_some_and(|new| new != pid)).await;
+        answers(&engine).await;
+    }
+    assert!(gone.into_iter().all(is_gone));
+    // Other tests of this program open and close files beside us.
+    until("the files are closed", || files() <= before + 8).await;
+}
