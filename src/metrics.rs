@@ -1,7 +1,7 @@
 //! What is counted, and how `/metrics` shows it (`OpenMetrics` text, prefix `pocket_llm_`).
 //!
 //! The front's own numbers are counted as things happen. The engine's are read when somebody asks: they are in
-//! [`Load`](crate::engine::Load) anyway. No label holds anything that a client chose.
+//! [`Load`] anyway. No label holds anything that a client chose.
 
 use crate::engine::{EngineHandle, EngineState, Load};
 use prometheus_client::encoding::EncodeLabelSet;

@@ -19,10 +19,35 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// A body in memory, and its share of the memory that all bodies may use.
+/// A body in memory.
 pub(super) struct Received {
     pub(super) bytes: Vec<u8>,
-    _memory: Option<OwnedSemaphorePermit>,
+    /// Its share of the memory that all bodies may use; to be held as long as what was parsed from it may be large.
+    pub(super) memory: Memory,
+}
+
+/// A share of the bodies' memory. A body of less than a KiB has none.
+#[derive(Debug, Default)]
+pub(super) struct Memory(Option<OwnedSemaphorePermit>);
+
+impl Memory {
+    /// Grows to cover this many bytes.
+    fn cover(&mut self, app: &App, bytes: usize) -> Result<(), ApiError> {
+        let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = bytes / 1024 - held;
+        if wanted == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(wanted)
+            .ok()
+            .and_then(|kib| app.body_memory().try_acquire_many_owned(kib).ok())
+            .ok_or_else(no_memory)?;
+        match &mut self.0 {
+            Some(memory) => memory.merge(more),
+            None => self.0 = Some(more),
+        }
+        Ok(())
+    }
 }
 
 /// Reads a whole body, or says why not.
@@ -40,7 +65,7 @@ pub(super) async fn read(
     }
     let deadline = Instant::now() + settings.body_time;
     let mut bytes = Vec::new();
-    let mut memory: Option<OwnedSemaphorePermit> = None;
+    let mut memory = Memory::default();
     loop {
         let next = timeout(settings.body_pause, body.frame());
         let frame = match timeout_at(deadline, next).await {
@@ -58,34 +83,16 @@ pub(super) async fn read(
             return Err(too_large(settings.body_limit));
         }
         bytes.extend_from_slice(&data);
-        let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let wanted = bytes.len() / 1024 - held;
-        if wanted > 0 {
-            let more = take_memory(app, wanted)?;
-            match &mut memory {
-                Some(memory) => memory.merge(more),
-                None => memory = Some(more),
-            }
-        }
+        memory.cover(app, bytes.len())?;
     }
-    Ok(Received {
-        bytes,
-        _memory: memory,
-    })
+    Ok(Received { bytes, memory })
 }
 
-fn take_memory(app: &App, kib: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    u32::try_from(kib)
-        .ok()
-        .and_then(|kib| app.body_memory().try_acquire_many_owned(kib).ok())
-        .ok_or_else(|| {
-            ApiError::new(
-                Code::Overloaded,
-                "too many large requests at once: try again in 2 s",
-            )
-            .retry_after(2)
-            .limit(Limit::BodyMemory)
-        })
+fn no_memory() -> ApiError {
+    let error = "too many large requests at once: try again in 2 s";
+    ApiError::new(Code::Overloaded, error)
+        .retry_after(2)
+        .limit(Limit::BodyMemory)
 }
 
 fn too_large(limit: usize) -> ApiError {

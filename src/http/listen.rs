@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
@@ -104,16 +105,36 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
             };
             slot
         };
+        let open = Open::new(&server.settings.meters.open, slot);
         let server = Arc::clone(&server);
         tokio::spawn(async move {
-            let open = server.settings.meters.open.clone();
-            open.inc();
             if let Err(error) = serve_connection(&server, stream, address).await {
                 tracing::debug!(%error, %address, "connection ended early");
             }
-            open.dec();
-            drop(slot);
+            drop(open);
         });
+    }
+}
+
+/// An open connection: counted, and in its slot, until it is dropped.
+struct Open {
+    count: Gauge,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(count: &Gauge, slot: OwnedSemaphorePermit) -> Self {
+        count.inc();
+        Self {
+            count: count.clone(),
+            _slot: slot,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.count.dec();
     }
 }
 

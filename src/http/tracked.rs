@@ -4,6 +4,7 @@
 //! then, the client has left: its future or its body was dropped, and the generation with it.
 
 use super::app::App;
+use super::body::Memory;
 use super::error::ApiError;
 use crate::engine::{EngineError, Event, FinishReason, Generation, Request};
 use crate::metrics::{Limit, Outcome, TokenCounts};
@@ -15,6 +16,8 @@ pub(super) struct Tracker {
     endpoint: &'static str,
     client: String,
     arrived: Instant,
+    /// The body's share of memory, until the engine has found that the prompt fits a context and so is small.
+    memory: Memory,
     first_text: Option<Duration>,
     last_text: Instant,
     started: bool,
@@ -31,6 +34,7 @@ impl Tracker {
             endpoint,
             client,
             arrived,
+            memory: Memory::default(),
             first_text: None,
             last_text: arrived,
             started: false,
@@ -47,6 +51,11 @@ impl Tracker {
         self.arrived.elapsed()
     }
 
+    /// Keeps a body's share of memory for as long as its text may be large.
+    pub(super) fn hold(&mut self, memory: Memory) {
+        self.memory = memory;
+    }
+
     /// The request ends with an error.
     pub(super) fn failed(&mut self, error: &ApiError) {
         self.outcome = Some(Outcome::Error(error.code().outcome()));
@@ -57,7 +66,10 @@ impl Tracker {
 
     fn observe(&mut self, event: &Event) {
         match event {
-            Event::Accepted { prompt_tokens, .. } => self.tokens.prompt = *prompt_tokens,
+            Event::Accepted { prompt_tokens, .. } => {
+                self.tokens.prompt = *prompt_tokens;
+                self.memory = Memory::default();
+            }
             Event::Started { cached_tokens } => {
                 self.started = true;
                 self.tokens.cached = *cached_tokens;

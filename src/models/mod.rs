@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 pub use families::Family;
 
+/// Characters of an unknown name that are shown.
+const LONGEST_SHOWN: usize = 100;
+
 /// The model that this server serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedModel {
@@ -21,7 +24,7 @@ pub struct ServedModel {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("model {asked:?} is not available")]
 pub struct UnknownModel {
-    /// The name that was asked for.
+    /// The name that was asked for, cut if it is long.
     pub asked: String,
     /// The names that exist.
     pub available: Vec<String>,
@@ -64,12 +67,20 @@ impl ServedModel {
             return Ok(&self.name);
         }
         Err(UnknownModel {
-            asked: asked.to_owned(),
+            asked: shortened(asked),
             available: std::iter::once(&self.name)
                 .chain(&self.aliases)
                 .cloned()
                 .collect(),
         })
+    }
+}
+
+/// A name as it goes into a message: nobody needs a megabyte of it back.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(LONGEST_SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -96,5 +107,12 @@ mod tests {
             assert_eq!(unknown.asked, asked);
             assert_eq!(unknown.available, ["tiny", "GEMMA_3_1B_IT", "Kleine Größe"]);
         }
+    }
+
+    #[test]
+    fn a_long_name_is_not_sent_back_whole() {
+        let model = ServedModel::new("tiny".into(), Vec::new(), "tiny.gguf".into());
+        let unknown = model.resolve(Some(&"é".repeat(5000))).unwrap_err();
+        assert_eq!(unknown.asked.chars().count(), LONGEST_SHOWN + 1);
     }
 }

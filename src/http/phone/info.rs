@@ -10,23 +10,33 @@ use super::{SERVER, VERSION, epoch_ms, text};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::SystemTime;
 
+/// What a person sees first; the fields keep their order.
+#[derive(Serialize)]
+struct Index {
+    server: &'static str,
+    version: &'static str,
+    message: String,
+    documentation: &'static str,
+    available_endpoints: Vec<String>,
+}
+
 /// `GET /`
 pub(in crate::http) async fn index(State(app): State<App>) -> Response {
-    let endpoints: Vec<String> = existing().map(name).collect();
     let message = match app.readiness() {
         Ok(()) => format!("{} answers at POST {}", app.model().name(), text::PATH),
         Err(reason) => format!("not ready: {reason}"),
     };
-    let body = json!({
-        "server": SERVER,
-        "version": VERSION,
-        "message": message,
-        "documentation": "/help",
-        "available_endpoints": endpoints,
-    });
+    let body = Index {
+        server: SERVER,
+        version: VERSION,
+        message,
+        documentation: "/help",
+        available_endpoints: existing().map(name).collect(),
+    };
     json::pretty(StatusCode::OK, &body)
 }
 

@@ -8,12 +8,12 @@ mod request;
 mod stream;
 
 use super::super::app::App;
-use super::super::error::ApiError;
+use super::super::error::{ApiError, Code};
 use super::super::listen::Peer;
 use super::super::negotiate::{self, Shape};
 use super::super::tracked::{Tracked, Tracker};
 use super::super::{body, json};
-use crate::engine::Event;
+use crate::engine::{EngineError, Event, Request};
 use crate::models::Family;
 use answer::{Answer, Frame};
 use axum::body::Body;
@@ -66,7 +66,7 @@ pub(in crate::http) async fn answer(
         |Extension(peer)| peer.client.to_string(),
     );
     let mut tracker = Tracker::new(&app, PATH, client);
-    let prepared = match prepare(&app, &tracker, &headers, body).await {
+    let prepared = match prepare(&app, &mut tracker, &headers, body).await {
         Ok(prepared) => prepared,
         Err(error) => {
             tracker.failed(&error);
@@ -93,21 +93,20 @@ pub(in crate::http) async fn answer(
 
 /// A request that can be submitted, and what its answer will need.
 struct Prepared {
-    request: crate::engine::Request,
+    request: Request,
     frame: Frame,
     shape: Shape,
 }
 
 async fn prepare(
     app: &App,
-    tracker: &Tracker,
+    tracker: &mut Tracker,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Prepared, ApiError> {
-    let asked = {
-        let received = body::read(app, headers, body).await?;
-        request::parse(received).await?
-    };
+    let body::Received { bytes, memory } = body::read(app, headers, body).await?;
+    tracker.hold(memory);
+    let asked = request::parse(bytes).await?;
     let model = resolve(app, &asked)?;
     let info = app
         .model_info()
@@ -133,11 +132,8 @@ fn resolve(app: &App, asked: &TextRequest) -> Result<String, ApiError> {
     let known = app.model().resolve(asked.model.as_deref());
     known.map(Into::into).map_err(|unknown| {
         let available = unknown.available.join(", ");
-        ApiError::new(
-            super::super::error::Code::ModelNotAvailable,
-            unknown.to_string(),
-        )
-        .details(format!("available: {available}"))
+        ApiError::new(Code::ModelNotAvailable, unknown.to_string())
+            .details(format!("available: {available}"))
     })
 }
 
@@ -162,7 +158,7 @@ async fn whole(mut generation: Tracked, frame: Frame) -> Result<Response, ApiErr
 
 /// The engine promises a terminal event; this is for a day on which it breaks its word.
 fn ended_early() -> ApiError {
-    ApiError::from(&crate::engine::EngineError::Internal(
+    ApiError::from(&EngineError::Internal(
         "the events ended without a terminal one".into(),
     ))
 }

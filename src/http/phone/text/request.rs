@@ -1,10 +1,9 @@
 //! From a body to a request that can't be wrong.
 
-use super::super::super::body::Received;
 use super::super::super::error::ApiError;
 use super::super::super::fields::{Fields, wrong_type};
 use super::super::super::json;
-use crate::engine::{Message, Prompt, Request, Role, Sampling};
+use crate::engine::{EngineError, Message, Prompt, Request, Role, Sampling};
 use crate::models::Family;
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -42,15 +41,15 @@ pub(super) struct TextRequest {
     deadline_ms: Option<u64>,
 }
 
-/// Parses a body. Its share of the bodies' memory is held until it is parsed.
-pub(super) async fn parse(received: Received) -> Result<TextRequest, ApiError> {
-    if received.bytes.len() <= PARSE_INLINE {
-        return TextRequest::parse(&received.bytes);
+/// Parses a body.
+pub(super) async fn parse(body: Vec<u8>) -> Result<TextRequest, ApiError> {
+    if body.len() <= PARSE_INLINE {
+        return TextRequest::parse(&body);
     }
-    let parsed = tokio::task::spawn_blocking(move || TextRequest::parse(&received.bytes));
+    let parsed = tokio::task::spawn_blocking(move || TextRequest::parse(&body));
     parsed.await.unwrap_or_else(|error| {
         tracing::error!(%error, "parsing a body failed");
-        Err(ApiError::bad_request("the body can't be parsed"))
+        Err(ApiError::from(&EngineError::Internal(error.to_string())))
     })
 }
 
@@ -267,11 +266,11 @@ mod tests {
 
     #[test]
     fn chats_are_put_together() {
+        use Role::{Assistant, System, User};
         let turns =
             json!([{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]);
         let asked = parse(&json!({"system": "s", "messages": turns, "text": "3"})).unwrap();
         let roles: Vec<_> = asked.messages.iter().map(|message| message.role).collect();
-        use Role::{Assistant, System, User};
         assert_eq!(roles, [System, User, Assistant, User]);
         assert!(parse(&json!({"messages": turns})).is_err());
     }

@@ -89,9 +89,12 @@ impl Streaming {
             self.writer.write(event, &self.generation);
         }
         if self.writer.out.is_empty()
-            && let Some(Err(error)) = self.writer.end.take()
+            && let Some(Err(error)) = &mut self.writer.end
         {
+            let error = std::mem::replace(error, io::ErrorKind::Other.into());
             self.writer.end = Some(Ok(()));
+            // While there is more to poll the connection writes nothing out, and an error drops what it holds back.
+            tokio::task::yield_now().await;
             return Err(error);
         }
         Ok(Bytes::from(std::mem::take(&mut self.writer.out)))

@@ -1,0 +1,12 @@
+//! The HTTP layer from outside: a real server on a free port, raw sockets, and a worker that follows a script.
+
+#![expect(clippy::unwrap_used, reason = "the helpers are tests too")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod limits;
+mod router;
+mod state;
+mod stream;
+mod text;

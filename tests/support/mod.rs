@@ -1,0 +1,144 @@
+//! What the test programs share: a server on a free port, a client that speaks raw HTTP, a worker that follows a script.
+
+pub(crate) mod client;
+pub(crate) mod scripted_worker;
+
+use pocket_llm::engine::{EngineHandle, EngineOptions};
+use pocket_llm::http::{self, App, HttpSettings, Lifecycle};
+use pocket_llm::metrics::Metrics;
+use pocket_llm::models::ServedModel;
+use scripted_worker::{LoadScript, ScriptedWorker};
+use serde_json::json;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// No test waits longer for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The name of the served model.
+pub(crate) const MODEL: &str = "tiny";
+
+/// A running server.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) worker: ScriptedWorker,
+    pub(crate) engine: EngineHandle,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) served: JoinHandle<()>,
+}
+
+/// How it is started.
+pub(crate) struct Options {
+    pub(crate) settings: HttpSettings,
+    pub(crate) places: u32,
+    pub(crate) load: LoadScript,
+    pub(crate) restart_pause: Duration,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Starts one, with other options. A model that loads at once is loaded when this returns.
+    pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Self {
+        let mut options = Options {
+            settings: HttpSettings::default(),
+            places: 8,
+            load: LoadScript::AtOnce,
+            restart_pause: Duration::from_millis(10),
+        };
+        change(&mut options);
+        let worker = ScriptedWorker::new(options.load);
+        let config = json!({
+            "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
+            "batch_size": 64, "step_ms": 100, "places": options.places,
+        });
+        let engine = EngineHandle::start(EngineOptions {
+            config: serde_json::from_value(config).unwrap(),
+            launch: worker.launch(),
+            stall: PATIENCE,
+            load_stall: PATIENCE,
+            restart_pause: options.restart_pause,
+        });
+        let engine = engine.unwrap();
+        if matches!(options.load, LoadScript::AtOnce) {
+            within(engine.loaded()).await;
+        }
+        let aliases = vec!["GEMMA_3_1B_IT".into(), "gemma-3n-e2b-it".into()];
+        let model = ServedModel::new(MODEL.into(), aliases, "tiny.gguf".into());
+        let lifecycle = Lifecycle::default();
+        let app = App::new(
+            engine.clone(),
+            model,
+            Arc::new(Metrics::new()),
+            options.settings,
+            lifecycle.clone(),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let settings = app.settings().clone();
+        let served = http::listen::serve(vec![listener], http::router(app), settings, async {
+            let _ = stopped.await;
+        });
+        Self {
+            address,
+            worker,
+            engine,
+            lifecycle,
+            stop: Some(stop),
+            served: tokio::spawn(served),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> client::Response {
+        client::ask(self.address, "GET", path, &[], b"").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl AsRef<[u8]>) -> client::Response {
+        client::ask(self.address, "POST", path, &[], body.as_ref()).await
+    }
+
+    /// The value of a metric's line, 0 if it is not there.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics").await.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    }
+
+    /// Waits until a metric has a value.
+    pub(crate) async fn metric_becomes(&self, name: &str, value: u64) {
+        within(async {
+            while self.metric(name).await < value {
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        assert_eq!(self.metric(name).await, value, "{name}");
+    }
+}
+
+/// The result, which must come in time.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future)
+        .await
+        .expect("it took longer than a test's patience")
+}
+
+/// Waits for a condition.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
