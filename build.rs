@@ -18,7 +18,10 @@ fn main() -> io::Result<()> {
         env::var(variable).unwrap_or_default().hash(&mut hasher);
     }
     println!("cargo:rustc-env=POCKET_LLM_BUILD={:016x}", hasher.finish());
-    println!("cargo:rustc-env=POCKET_LLM_LLAMA={}", llama_version(&fs::read_to_string("Cargo.lock")?));
+    println!(
+        "cargo:rustc-env=POCKET_LLM_LLAMA={}",
+        llama_version(&fs::read_to_string("Cargo.lock")?)
+    );
     for path in ["src", "models", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={path}");
     }
@@ -40,7 +43,9 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 /// The locked version of the crate that carries llama.cpp's sources.
 fn llama_version(lock: &str) -> String {
     let name = "llama-cpp-sys-2";
-    let mut lines = lock.lines().skip_while(|line| *line != format!("name = \"{name}\""));
+    let mut lines = lock
+        .lines()
+        .skip_while(|line| *line != format!("name = \"{name}\""));
     let version = lines.nth(1).and_then(|line| line.split('"').nth(1));
     format!("{name} {}", version.unwrap_or("of unknown version"))
 }

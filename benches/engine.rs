@@ -19,7 +19,8 @@ fn step_overhead(criterion: &mut Criterion) {
     for sequences in [1, 4, 8] {
         let runtime = Runtime::new().expect("a runtime");
         let engine = runtime.block_on(async {
-            let engine = EngineHandle::start(options(&Arc::new(Script::silent()), sequences, 0)).expect("an engine");
+            let engine = EngineHandle::start(options(&Arc::new(Script::silent()), sequences, 0))
+                .expect("an engine");
             engine.loaded().await;
             engine
         });
@@ -40,7 +41,9 @@ async fn streams(engine: &EngineHandle, sequences: u32, rounds: u64) -> Duration
             request.max_tokens = Some(TOKENS);
             engine.submit(request).expect("a place")
         });
-        let reading: Vec<_> = submitted.map(|generation| tokio::spawn(read(generation))).collect();
+        let reading: Vec<_> = submitted
+            .map(|generation| tokio::spawn(read(generation)))
+            .collect();
         for told in reading {
             told.await.expect("a whole answer");
         }

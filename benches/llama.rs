@@ -3,7 +3,8 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Sampling, Usage, WorkerConfig,
+    EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Sampling, Usage,
+    WorkerConfig,
 };
 use pocket_llm::worker;
 use std::path::PathBuf;
@@ -38,9 +39,11 @@ async fn start(parallel: u32) -> EngineHandle {
             step_ms: 300,
             places: parallel,
         },
-        launch: Launch::Thread(Arc::new(|stream| worker::serve(stream, &worker::llama::Llama, || {}))),
-        stall: Duration::from_secs(60),
-        load_stall: Duration::from_secs(120),
+        launch: Launch::Thread(Arc::new(|stream| {
+            worker::serve(stream, &worker::llama::Llama, || {});
+        })),
+        stall: Duration::from_mins(1),
+        load_stall: Duration::from_mins(2),
         restart_pause: Duration::from_millis(500),
     })
     .expect("an engine");
@@ -126,7 +129,13 @@ fn decode(criterion: &mut Criterion) {
                     for _ in 0..rounds {
                         let asked = (0..sequences).map(|_| {
                             let engine = engine.clone();
-                            tokio::spawn(async move { ask(&engine, request("Once upon a time".into(), ANSWER_TOKENS + 1)).await })
+                            tokio::spawn(async move {
+                                ask(
+                                    &engine,
+                                    request("Once upon a time".into(), ANSWER_TOKENS + 1),
+                                )
+                                .await
+                            })
                         });
                         let asked: Vec<_> = asked.collect();
                         let mut slowest = 0.0f64;

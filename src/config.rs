@@ -16,7 +16,7 @@ const MOST_QUEUE: u32 = 4096;
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
     /// KV cells in all, shared equally by the sequences of --parallel; a request (prompt and answer) fits into one share. More
-    /// cells cost memory: 23 KiB each for SmolLM2 135M, 26 KiB for Gemma 3 1B, 28 KiB for Qwen 2.5 1.5B [default: 2048
+    /// cells cost memory: 23 KiB each for `SmolLM2` 135M, 26 KiB for Gemma 3 1B, 28 KiB for Qwen 2.5 1.5B [default: 2048
     /// for each sequence, or what the model was trained with if that is less]
     #[arg(long, short = 'c', env = "POCKET_LLM_CTX_SIZE", value_name = "CELLS")]
     pub ctx_size: Option<u32>,
@@ -31,16 +31,32 @@ pub struct EngineArgs {
     pub threads_batch: Option<u32>,
 
     /// Rows of one step at most. The compute buffer grows with it (rows × vocabulary × 4 bytes: 131 MiB at 128 for Gemma 3)
-    #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", default_value_t = 128, value_name = "ROWS")]
+    #[arg(
+        long,
+        short = 'b',
+        env = "POCKET_LLM_BATCH_SIZE",
+        default_value_t = 128,
+        value_name = "ROWS"
+    )]
     pub batch_size: u32,
 
     /// How long one step may take, in milliseconds. Long prompts are cut into chunks that keep to it: smaller values let
     /// running answers and cancelled requests wait less, and make long prompts slower
-    #[arg(long, env = "POCKET_LLM_STEP_MS", default_value_t = 300, value_name = "MS")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_STEP_MS",
+        default_value_t = 300,
+        value_name = "MS"
+    )]
     pub step_ms: u32,
 
     /// A worker process with work that makes no progress for this long is ended and started again
-    #[arg(long, env = "POCKET_LLM_STALL_SECONDS", default_value_t = 10.0, value_name = "S")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_STALL_SECONDS",
+        default_value_t = 10.0,
+        value_name = "S"
+    )]
     pub stall_seconds: f64,
 
     /// Program and arguments put before the worker's, separated by blanks: `taskset -c 4-7`, `perf record`, an emulator;
@@ -58,12 +74,24 @@ pub struct ServeArgs {
 
     /// Another name that the model answers to, such as `GEMMA_3_1B_IT`; give it several times or separate names by
     /// commas. A request for a name that is unknown gets 404
-    #[arg(long = "alias", short = 'a', env = "POCKET_LLM_ALIAS", value_delimiter = ',', value_name = "NAME")]
+    #[arg(
+        long = "alias",
+        short = 'a',
+        env = "POCKET_LLM_ALIAS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
     pub aliases: Vec<String>,
 
     /// Address to listen on; give it several times for more. Anything but loopback lets others use the model: set
     /// --api-key too
-    #[arg(long = "host", env = "POCKET_LLM_HOST", value_delimiter = ',', default_value = "127.0.0.1", value_name = "ADDRESS")]
+    #[arg(
+        long = "host",
+        env = "POCKET_LLM_HOST",
+        value_delimiter = ',',
+        default_value = "127.0.0.1",
+        value_name = "ADDRESS"
+    )]
     pub hosts: Vec<String>,
 
     /// Port to listen on; 0 takes a free one and prints it
@@ -71,16 +99,32 @@ pub struct ServeArgs {
     pub port: u16,
 
     /// Answers that are generated at once; each has its share of --ctx-size
-    #[arg(long, env = "POCKET_LLM_PARALLEL", default_value_t = 4, value_name = "N")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_PARALLEL",
+        default_value_t = 4,
+        value_name = "N"
+    )]
     pub parallel: u32,
 
     /// Requests that may wait while --parallel others run; one more gets 429 with a Retry-After
-    #[arg(long, env = "POCKET_LLM_QUEUE", default_value_t = 128, value_name = "N")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_QUEUE",
+        default_value_t = 128,
+        value_name = "N"
+    )]
     pub queue: u32,
 
     /// Key that clients must send as `Authorization: Bearer KEY`; several are separated by commas. /livez and /readyz need
     /// none
-    #[arg(long, env = "POCKET_LLM_API_KEY", value_delimiter = ',', hide_env_values = true, value_name = "KEY")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_API_KEY",
+        value_delimiter = ',',
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
     pub api_key: Vec<String>,
 
     /// Largest request body in bytes; a larger one gets 413
@@ -88,20 +132,40 @@ pub struct ServeArgs {
     pub body_limit: usize,
 
     /// Connections that are open at once; further ones wait in the system's backlog
-    #[arg(long, env = "POCKET_LLM_MAX_CONNECTIONS", default_value_t = 1024, value_name = "N")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_MAX_CONNECTIONS",
+        default_value_t = 1024,
+        value_name = "N"
+    )]
     pub max_connections: u32,
 
     /// Seconds between the keep-alives of a stream that has nothing to say yet
-    #[arg(long, env = "POCKET_LLM_KEEP_ALIVE_SECONDS", default_value_t = 5.0, value_name = "S")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_KEEP_ALIVE_SECONDS",
+        default_value_t = 5.0,
+        value_name = "S"
+    )]
     pub keep_alive_seconds: f64,
 
     /// Seconds after SIGTERM or SIGINT in which requests are still accepted, because load balancers lag; /readyz says no
     /// at once
-    #[arg(long, env = "POCKET_LLM_DRAIN_DELAY", default_value_t = 3.0, value_name = "S")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_DRAIN_DELAY",
+        default_value_t = 3.0,
+        value_name = "S"
+    )]
     pub drain_delay: f64,
 
     /// Seconds after the drain delay in which running and waiting requests may finish; then they get an error
-    #[arg(long, env = "POCKET_LLM_GRACE", default_value_t = 25.0, value_name = "S")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_GRACE",
+        default_value_t = 25.0,
+        value_name = "S"
+    )]
     pub grace: f64,
 
     /// How the model is run
@@ -174,13 +238,27 @@ impl ServeArgs {
         within("--body-limit", self.body_limit, 1024, 32 << 20)?;
         within("--max-connections", self.max_connections, 1, 65_536)?;
         if self.api_key.iter().any(|key| key.trim().is_empty()) {
-            return Err(ConfigError("--api-key: an empty key protects nothing; leave the flag away or give a key".into()));
+            return Err(ConfigError(
+                "--api-key: an empty key protects nothing; leave the flag away or give a key"
+                    .into(),
+            ));
         }
-        let aliases: Vec<String> = self.aliases.iter().map(|name| name.trim().to_owned()).collect();
-        if let Some(alias) = aliases.iter().find(|name| name.is_empty() || name.chars().any(char::is_control)) {
-            return Err(ConfigError(format!("--alias {alias:?}: a name can't be empty or hold control characters")));
+        let aliases: Vec<String> = self
+            .aliases
+            .iter()
+            .map(|name| name.trim().to_owned())
+            .collect();
+        if let Some(alias) = aliases
+            .iter()
+            .find(|name| name.is_empty() || name.chars().any(char::is_control))
+        {
+            return Err(ConfigError(format!(
+                "--alias {alias:?}: a name can't be empty or hold control characters"
+            )));
         }
-        let engine = self.engine.check(&self.model, self.parallel, self.queue, machine)?;
+        let engine = self
+            .engine
+            .check(&self.model, self.parallel, self.queue, machine)?;
         Ok(Config {
             listen,
             name: name_of(&self.model),
@@ -190,7 +268,12 @@ impl ServeArgs {
             api_keys: self.api_key,
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
-            keep_alive: seconds("--keep-alive-seconds", self.keep_alive_seconds, 0.01, 3600.0)?,
+            keep_alive: seconds(
+                "--keep-alive-seconds",
+                self.keep_alive_seconds,
+                0.01,
+                3600.0,
+            )?,
             drain_delay: seconds("--drain-delay", self.drain_delay, 0.0, 3600.0)?,
             grace: seconds("--grace", self.grace, 0.0, 86_400.0)?,
         })
@@ -199,7 +282,13 @@ impl ServeArgs {
 
 impl EngineArgs {
     /// Checks how a model is to be run with `parallel` sequences and `queue` waiting requests.
-    pub fn check(&self, model: &Path, parallel: u32, queue: u32, machine: Machine) -> Result<EngineOptions, ConfigError> {
+    pub fn check(
+        &self,
+        model: &Path,
+        parallel: u32,
+        queue: u32,
+        machine: Machine,
+    ) -> Result<EngineOptions, ConfigError> {
         within("--parallel", parallel, 1, MOST_PARALLEL)?;
         let most = machine.allowed_threads;
         let threads = self.threads.unwrap_or(machine.default_threads);
@@ -225,7 +314,7 @@ impl EngineArgs {
             },
             launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
             stall: seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?,
-            load_stall: Duration::from_secs(120),
+            load_stall: Duration::from_mins(2),
             restart_pause: Duration::from_millis(500),
         })
     }
@@ -233,7 +322,10 @@ impl EngineArgs {
 
 /// The name that a model file goes by: its stem.
 pub fn name_of(model: &Path) -> String {
-    model.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned())
+    model.file_stem().map_or_else(
+        || "model".into(),
+        |stem| stem.to_string_lossy().into_owned(),
+    )
 }
 
 fn address(host: &str) -> Result<IpAddr, ConfigError> {
@@ -247,14 +339,22 @@ fn address(host: &str) -> Result<IpAddr, ConfigError> {
     }
 }
 
-fn within<N: PartialOrd + std::fmt::Display>(flag: &str, value: N, least: N, most: N) -> Result<(), ConfigError> {
+fn within<N: PartialOrd + Copy + std::fmt::Display>(
+    flag: &str,
+    value: N,
+    least: N,
+    most: N,
+) -> Result<(), ConfigError> {
     if value < least || value > most {
-        return Err(ConfigError(format!("{flag} {value} can't be used: give {least} to {most}")));
+        return Err(ConfigError(format!(
+            "{flag} {value} can't be used: give {least} to {most}"
+        )));
     }
     Ok(())
 }
 
 fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {
     within(flag, value, least, most)?;
-    Duration::try_from_secs_f64(value).map_err(|error| ConfigError(format!("{flag} {value}: {error}")))
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| ConfigError(format!("{flag} {value}: {error}")))
 }

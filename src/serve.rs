@@ -29,10 +29,15 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
         announce(listener)?;
     }
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(http::listen::serve(listeners, http::router(app), settings, async {
-        // A dropped sender means the same.
-        let _ = stopped.await;
-    }));
+    let server = tokio::spawn(http::listen::serve(
+        listeners,
+        http::router(app),
+        settings,
+        async {
+            // A dropped sender means the same.
+            let _ = stopped.await;
+        },
+    ));
     let first = tokio::select! {
         state = engine.loaded() => Some(state),
         () = signals.any() => None,
@@ -88,12 +93,25 @@ fn app(config: &Config, engine: EngineHandle, lifecycle: Lifecycle) -> App {
         body_limit: config.body_limit,
         max_connections: config.max_connections,
         keep_alive: config.keep_alive,
-        keys: config.api_keys.iter().cloned().map(http::ApiKey::new).collect(),
-        pod_name: std::env::var("POD_NAME").ok().filter(|name| !name.is_empty()),
-        node_name: std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()),
+        keys: config
+            .api_keys
+            .iter()
+            .cloned()
+            .map(http::ApiKey::new)
+            .collect(),
+        pod_name: std::env::var("POD_NAME")
+            .ok()
+            .filter(|name| !name.is_empty()),
+        node_name: std::env::var("NODE_NAME")
+            .ok()
+            .filter(|name| !name.is_empty()),
         ..HttpSettings::default()
     };
-    let model = ServedModel::new(config.name.clone(), config.aliases.clone(), config.model.clone());
+    let model = ServedModel::new(
+        config.name.clone(),
+        config.aliases.clone(),
+        config.model.clone(),
+    );
     App::new(engine, model, Arc::new(Metrics::new()), settings, lifecycle)
 }
 
@@ -109,7 +127,10 @@ async fn drain(config: &Config, engine: &EngineHandle) {
     tokio::time::sleep(config.drain_delay).await;
     engine.close();
     if timeout(config.grace, engine.idle()).await.is_err() {
-        tracing::warn!(in_flight = engine.in_flight(), "the grace is over; requests are ended");
+        tracing::warn!(
+            in_flight = engine.in_flight(),
+            "the grace is over; requests are ended"
+        );
     }
     engine.shutdown().await;
 }
@@ -122,7 +143,10 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self> {
         let listen = |kind| signal(kind).context("signals can't be received");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     /// Waits for one of them.

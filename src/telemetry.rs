@@ -19,7 +19,10 @@ pub enum LogFormat {
 /// `pocket_llm=debug`.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Text => registry.with(lines).try_init()?,
@@ -39,9 +42,8 @@ pub fn start_worker() -> anyhow::Result<()> {
         .with_filter(EnvFilter::new("warn,pocket_llm=info"));
     let registry = tracing_subscriber::registry().with(lines);
     #[cfg(feature = "llama")]
-    let registry = registry.with(
-        crate::worker::llama::LlamaLog.with_filter(EnvFilter::new("off,llama-cpp-2=debug")),
-    );
+    let registry = registry
+        .with(crate::worker::llama::LlamaLog.with_filter(EnvFilter::new("off,llama-cpp-2=debug")));
     registry.try_init()?;
     Ok(())
 }

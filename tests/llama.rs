@@ -2,14 +2,15 @@
 //! Gemma 3 and Qwen 2.5 load with their own vocabularies and templates.
 
 #![cfg(feature = "llama")]
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "support/models.rs"]
 mod models;
 
 use models::test_model;
 use pocket_llm::engine::{
-    EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch, Message, ModelInfo, Outcome,
-    Prompt, Request, Role, Sampling, WorkerConfig,
+    EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch, Message,
+    ModelInfo, Outcome, Prompt, Request, Role, Sampling, WorkerConfig,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,13 +34,18 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             places: 64,
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
-        stall: Duration::from_secs(120),
-        load_stall: Duration::from_secs(120),
+        stall: Duration::from_mins(2),
+        load_stall: Duration::from_mins(2),
         restart_pause: Duration::from_millis(500),
     }
 }
 
-async fn start(model: &str, parallel: u32, context: u32, rows: u32) -> (EngineHandle, Arc<ModelInfo>) {
+async fn start(
+    model: &str,
+    parallel: u32,
+    context: u32,
+    rows: u32,
+) -> (EngineHandle, Arc<ModelInfo>) {
     let engine = EngineHandle::start(options(test_model(model), parallel, context, rows)).unwrap();
     match engine.loaded().await {
         EngineState::Ready(info) => (engine, info),
@@ -71,7 +77,10 @@ fn greedy(prompt: Prompt, max_tokens: u32) -> Request {
 }
 
 fn chat(content: &str) -> Prompt {
-    Prompt::Messages(vec![Message { role: Role::User, content: content.into() }])
+    Prompt::Messages(vec![Message {
+        role: Role::User,
+        content: content.into(),
+    }])
 }
 
 async fn ask(engine: &EngineHandle, request: Request) -> Result<(String, Outcome), EngineError> {

@@ -1,12 +1,16 @@
 //! The worker as a process: its death in every phase, broken frames, a flood of log lines, foreign builds, and the ends that
 //! front and worker make for each other. This program is its own worker and its own front: `main` looks at the arguments.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 #[path = "support/scripted.rs"]
 mod scripted;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use pocket_llm::engine::wire::{self, BUILD, FromWorker, ToWorker};
-use pocket_llm::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Event, Generation, Launch};
+use pocket_llm::engine::{
+    EngineError, EngineHandle, EngineOptions, EngineState, Event, Generation, Launch, WorkerStats,
+};
 use pocket_llm::worker::process;
 use rustix::process::{Pid, Signal, kill_process};
 use scripted::{PATIENCE, Script, ScriptedBackend, options, read, request, until};
@@ -51,14 +55,21 @@ fn trials() -> Vec<Trial> {
 }
 
 fn run(test: impl Future<Output = ()> + Send + 'static) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { tokio::time::timeout(3 * PATIENCE, test).await.expect("the test ended in time") });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        tokio::time::timeout(3 * PATIENCE, test)
+            .await
+            .expect("the test ended in time");
+    });
     Ok(())
 }
 
 /// What `engine` processes of these tests do.
 fn act_as_worker(part: &str) {
-    let mut socket = || UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let socket = || UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     match part {
         "steady" | "flood" | "crash-when-idle" => {
             let script = Arc::new(Script::default());
@@ -80,21 +91,42 @@ fn act_as_worker(part: &str) {
             process::main(&ScriptedBackend { script }).unwrap();
         }
         "foreign" => {
-            wire::write(&mut socket(), &FromWorker::Hello { build: "another".into() }).unwrap();
+            wire::write(
+                &mut socket(),
+                &FromWorker::Hello {
+                    build: "another".into(),
+                },
+            )
+            .unwrap();
             std::thread::sleep(PATIENCE);
         }
         "silent-load" => {
-            wire::write(&mut socket(), &FromWorker::Hello { build: BUILD.into() }).unwrap();
+            wire::write(
+                &mut socket(),
+                &FromWorker::Hello {
+                    build: BUILD.into(),
+                },
+            )
+            .unwrap();
             std::thread::sleep(PATIENCE);
         }
-        "dies-at-once" => std::process::exit(3),
+        "dies-at-once" => exit_with_3(),
         other => panic!("no such part: {other}"),
     }
 }
 
+#[expect(clippy::exit, reason = "the end that is tested")]
+fn exit_with_3() {
+    std::process::exit(3);
+}
+
 /// Serves a request for ever with a worker of its own, and says who that is.
+#[expect(clippy::print_stdout, reason = "the test reads it")]
 fn act_as_front() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let engine = EngineHandle::start(with_worker("steady", 2, 2)).unwrap();
         engine.loaded().await;
@@ -128,13 +160,18 @@ fn worker_of(engine: &EngineHandle) -> u32 {
 /// Whether the process is gone, or a zombie that its parent has not looked at yet.
 fn is_gone(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')),
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z')),
         Err(_) => true,
     }
 }
 
 async fn first_text(generation: &mut Generation) {
-    while !matches!(generation.next().await.expect("no end yet"), Event::Text { .. }) {}
+    while !matches!(
+        generation.next().await.expect("no end yet"),
+        Event::Text { .. }
+    ) {}
 }
 
 async fn answers(engine: &EngineHandle) {
@@ -162,7 +199,9 @@ async fn a_worker_process_answers() {
 
 async fn eight_streams_end_when_their_worker_is_killed() {
     let engine = start("steady", 8, 0).await;
-    let mut streams: Vec<_> = (0..8).map(|_| engine.submit(request("loop:x|")).unwrap()).collect();
+    let mut streams: Vec<_> = (0..8)
+        .map(|_| engine.submit(request("loop:x|")).unwrap())
+        .collect();
     for stream in &mut streams {
         first_text(stream).await;
     }
@@ -171,7 +210,11 @@ async fn eight_streams_end_when_their_worker_is_killed() {
     for stream in streams {
         assert!(died(&read(stream).await).contains("signal 9"));
     }
-    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    assert!(
+        killed.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        killed.elapsed()
+    );
     answers(&engine).await;
     assert_eq!(engine.load().restarts, 1);
 }
@@ -180,14 +223,22 @@ async fn what_waits_is_served_by_the_next_worker() {
     let engine = start("steady", 1, 4).await;
     let mut running = engine.submit(request("loop:x|")).unwrap();
     first_text(&mut running).await;
-    let waiting: Vec<_> = (0..3).map(|n| engine.submit(request(&format!("say:{n}|"))).unwrap()).collect();
+    let waiting: Vec<_> = (0..3)
+        .map(|n| engine.submit(request(&format!("say:{n}|"))).unwrap())
+        .collect();
     kill(worker_of(&engine), Signal::KILL);
     died(&read(running).await);
     for (n, generation) in waiting.into_iter().enumerate() {
         let told = read(generation).await;
         assert_eq!(told.text, n.to_string());
-        let accepted = told.events.iter().filter(|event| matches!(event, Event::Accepted { .. }));
-        assert!(accepted.count() <= 1, "a second worker is no second acceptance");
+        let accepted = told
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Accepted { .. }));
+        assert!(
+            accepted.count() <= 1,
+            "a second worker is no second acceptance"
+        );
     }
 }
 
@@ -195,12 +246,21 @@ async fn a_worker_killed_while_loading_is_started_again() {
     let engine = EngineHandle::start(with_worker("silent-load", 1, 1)).unwrap();
     let generation = engine.submit(request("say:x|")).unwrap();
     for restarts in 0..4 {
-        until("a worker is there", || engine.load().pid.is_some() && engine.load().restarts == restarts).await;
+        until("a worker is there", || {
+            engine.load().pid.is_some() && engine.load().restarts == restarts
+        })
+        .await;
         kill(worker_of(&engine), Signal::KILL);
         until("it is replaced", || engine.load().restarts == restarts + 1).await;
     }
     let told = read(generation).await;
-    assert!(matches!(told.events.last(), Some(Event::Failed(EngineError::NotReady(_)))), "{told:?}");
+    assert!(
+        matches!(
+            told.events.last(),
+            Some(Event::Failed(EngineError::NotReady(_)))
+        ),
+        "{told:?}"
+    );
 }
 
 async fn a_worker_that_crashes_while_idle_is_replaced() {
@@ -228,11 +288,16 @@ async fn a_worker_that_never_loads_ends_in_errors_not_in_waiting() {
     for _ in 0..4 {
         let told = read(engine.submit(request("say:x|")).unwrap()).await;
         match told.events.last() {
-            Some(Event::Failed(EngineError::NotReady(reason))) => assert!(reason.contains("status 3"), "{reason}"),
+            Some(Event::Failed(EngineError::NotReady(reason))) => {
+                assert!(reason.contains("status 3"), "{reason}");
+            }
             other => panic!("{other:?}"),
         }
     }
-    assert!(matches!(engine.state(), EngineState::Restarting { .. } | EngineState::Loading { .. }));
+    assert!(matches!(
+        engine.state(),
+        EngineState::Restarting { .. } | EngineState::Loading { .. }
+    ));
 }
 
 /// An engine whose worker says these bytes, then closes.
@@ -251,19 +316,36 @@ fn saying(bytes: Vec<u8>) -> EngineOptions {
 /// The frames of a worker that loads and answers request 1.
 fn whole_talk() -> Vec<u8> {
     let frames = [
-        FromWorker::Hello { build: BUILD.into() },
+        FromWorker::Hello {
+            build: BUILD.into(),
+        },
         FromWorker::Loading { progress: 0.5 },
         FromWorker::Loaded(Box::default()),
         FromWorker::Step {
             events: vec![
-                (1, Event::Accepted { prompt_tokens: 1, position: 0 }),
+                (
+                    1,
+                    Event::Accepted {
+                        prompt_tokens: 1,
+                        position: 0,
+                    },
+                ),
                 (1, Event::Started { cached_tokens: 0 }),
-                (1, Event::Text { text: "hi".into(), thinking: false }),
+                (
+                    1,
+                    Event::Text {
+                        text: "hi".into(),
+                        thinking: false,
+                    },
+                ),
             ],
-            stats: Default::default(),
+            stats: WorkerStats::default(),
         },
     ];
-    frames.iter().flat_map(|frame| wire::encode(frame).unwrap()).collect()
+    frames
+        .iter()
+        .flat_map(|frame| wire::encode(frame).unwrap())
+        .collect()
 }
 
 async fn frames_cut_at_every_byte_end_in_a_restart() {
@@ -274,7 +356,12 @@ async fn frames_cut_at_every_byte_end_in_a_restart() {
         let told = read(generation).await;
         let last = told.events.last();
         assert!(
-            matches!(last, Some(Event::Failed(EngineError::EngineDied(_) | EngineError::NotReady(_)))),
+            matches!(
+                last,
+                Some(Event::Failed(
+                    EngineError::EngineDied(_) | EngineError::NotReady(_)
+                ))
+            ),
             "cut at {cut}: {last:?}"
         );
         assert!(told.text.is_empty() || told.text == "hi");
@@ -282,27 +369,50 @@ async fn frames_cut_at_every_byte_end_in_a_restart() {
 }
 
 async fn nonsense_frames_end_in_a_restart() {
-    let hello = wire::encode(&FromWorker::Hello { build: BUILD.into() }).unwrap();
+    let hello = wire::encode(&FromWorker::Hello {
+        build: BUILD.into(),
+    })
+    .unwrap();
     let framed = |bytes: &[u8]| {
         let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
         [hello.as_slice(), &length, bytes].concat()
     };
     let oversized = [hello.as_slice(), &u32::MAX.to_le_bytes()].concat();
     let loaded_first = wire::encode(&FromWorker::Loaded(Box::default())).unwrap();
-    let nonsense =
-        [framed(b"not json"), framed(b""), framed(b"{\"unknown\":1}"), framed(&[0xff; 9]), oversized, loaded_first];
+    let nonsense = [
+        framed(b"not json"),
+        framed(b""),
+        framed(b"{\"unknown\":1}"),
+        framed(&[0xff; 9]),
+        oversized,
+        loaded_first,
+    ];
     for bytes in nonsense {
         let engine = EngineHandle::start(saying(bytes)).unwrap();
         let told = read(engine.submit(request("say:x|")).unwrap()).await;
-        assert!(matches!(told.events.last(), Some(Event::Failed(EngineError::NotReady(_)))), "{told:?}");
+        assert!(
+            matches!(
+                told.events.last(),
+                Some(Event::Failed(EngineError::NotReady(_)))
+            ),
+            "{told:?}"
+        );
     }
     // The other way round: a worker that is told nonsense ends, and does not panic.
-    for bytes in [framed(b"not json"), u32::MAX.to_le_bytes().to_vec(), hello.clone()] {
+    for bytes in [
+        framed(b"not json"),
+        u32::MAX.to_le_bytes().to_vec(),
+        hello.clone(),
+    ] {
         let (mut front, worker) = UnixStream::pair().unwrap();
         front.write_all(&bytes).unwrap();
         front.shutdown(std::net::Shutdown::Write).unwrap();
-        let backend = ScriptedBackend { script: Arc::default() };
-        tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {})).await.unwrap();
+        let backend = ScriptedBackend {
+            script: Arc::default(),
+        };
+        tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {}))
+            .await
+            .unwrap();
     }
 }
 
@@ -315,11 +425,28 @@ async fn a_foreign_build_is_refused() {
     // And a worker refuses a foreign front.
     let (mut front, worker) = UnixStream::pair().unwrap();
     let config = options(&Arc::default(), 1, 1).config;
-    wire::write(&mut front, &ToWorker::Load { build: "another".into(), config }).unwrap();
-    let backend = ScriptedBackend { script: Arc::default() };
-    tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {})).await.unwrap();
-    assert!(matches!(wire::read(&mut front).unwrap(), Some(FromWorker::Hello { .. })));
-    assert!(matches!(wire::read(&mut front).unwrap(), Some(FromWorker::LoadFailed { .. })));
+    wire::write(
+        &mut front,
+        &ToWorker::Load {
+            build: "another".into(),
+            config,
+        },
+    )
+    .unwrap();
+    let backend = ScriptedBackend {
+        script: Arc::default(),
+    };
+    tokio::task::spawn_blocking(move || pocket_llm::worker::serve(worker, &backend, || {}))
+        .await
+        .unwrap();
+    assert!(matches!(
+        wire::read(&mut front).unwrap(),
+        Some(FromWorker::Hello { .. })
+    ));
+    assert!(matches!(
+        wire::read(&mut front).unwrap(),
+        Some(FromWorker::LoadFailed { .. })
+    ));
 }
 
 async fn a_flood_on_standard_error_stops_nothing() {
@@ -348,7 +475,9 @@ async fn kill_a_front(stop_the_worker: bool) {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(front.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(front.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let worker: u32 = line.trim().parse().unwrap();
     if stop_the_worker {
         kill(worker, Signal::STOP);
@@ -387,7 +516,10 @@ async fn fifty_kills_leave_nothing_behind() {
         let pid = worker_of(&engine);
         kill(pid, Signal::KILL);
         gone.push(pid);
-        until("it is replaced", || engine.load().pid.is_some_and(|new| new != pid)).await;
+        until("it is replaced", || {
+            engine.load().pid.is_some_and(|new| new != pid)
+        })
+        .await;
         answers(&engine).await;
     }
     assert!(gone.into_iter().all(is_gone));

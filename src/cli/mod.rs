@@ -15,7 +15,11 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
         "{}\nbuild {}\nllama.cpp: {}\nCPU features compiled in: {}",
         env!("CARGO_PKG_VERSION"),
         crate::engine::wire::BUILD,
-        if cfg!(feature = "llama") { env!("POCKET_LLM_LLAMA") } else { "not built in" },
+        if cfg!(feature = "llama") {
+            env!("POCKET_LLM_LLAMA")
+        } else {
+            "not built in"
+        },
         crate::device::compiled_features().join(" "),
     )
 });
@@ -28,11 +32,23 @@ pub struct Cli {
     command: Command,
 
     /// What to log, in tracing's filter syntax: `warn`, `info`, `pocket_llm=debug`; debug shows llama.cpp's own lines too
-    #[arg(long, env = "POCKET_LLM_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_LOG",
+        default_value = "info",
+        global = true,
+        value_name = "FILTER"
+    )]
     log: String,
 
     /// Log lines for people or for collectors
-    #[arg(long, env = "POCKET_LLM_LOG_FORMAT", default_value = "text", global = true, value_enum)]
+    #[arg(
+        long,
+        env = "POCKET_LLM_LOG_FORMAT",
+        default_value = "text",
+        global = true,
+        value_enum
+    )]
     log_format: LogFormat,
 }
 
@@ -80,7 +96,10 @@ fn worker() -> Result<()> {
 
 /// The front waits and passes on; two threads are plenty, and leave the cores to the worker.
 fn on_runtime(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(work);
     // A thread that reads a terminal can't be waited for.
     runtime.shutdown_background();

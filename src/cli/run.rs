@@ -3,7 +3,9 @@
 //! The answer is standard output and nothing else is. Ctrl-C stops an answer, and ends the program when there is none.
 
 use crate::config::{EngineArgs, Machine, name_of};
-use crate::engine::{EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage};
+use crate::engine::{
+    EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage,
+};
 use crate::models::Family;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -69,8 +71,18 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         EngineState::Loading { .. } | EngineState::Stopped => bail!("the engine ended"),
     };
     let interrupts = signal(SignalKind::interrupt())?;
-    let mut chat = Chat { engine, args, family, messages: Vec::new(), interrupts };
-    chat.messages.extend(chat.args.system.clone().map(|content| Message { role: Role::System, content }));
+    let mut chat = Chat {
+        engine,
+        args,
+        family,
+        messages: Vec::new(),
+        interrupts,
+    };
+    chat.messages
+        .extend(chat.args.system.clone().map(|content| Message {
+            role: Role::System,
+            content,
+        }));
     let code = match prompt {
         Some(prompt) => chat.one(prompt).await,
         None => chat.terminal().await,
@@ -86,7 +98,11 @@ async fn piped() -> Result<Option<String>> {
     }
     let read = tokio::task::spawn_blocking(|| {
         let mut bytes = Vec::new();
-        std::io::stdin().lock().take(MOST_PIPED + 1).read_to_end(&mut bytes).map(|_| bytes)
+        std::io::stdin()
+            .lock()
+            .take(MOST_PIPED + 1)
+            .read_to_end(&mut bytes)
+            .map(|_| bytes)
     });
     let bytes = read.await?.context("standard input can't be read")?;
     if bytes.len() as u64 > MOST_PIPED {
@@ -115,7 +131,10 @@ enum Answer {
 impl Chat {
     /// One prompt, one answer.
     async fn one(&mut self, prompt: String) -> Result<ExitCode> {
-        self.messages.push(Message { role: Role::User, content: prompt });
+        self.messages.push(Message {
+            role: Role::User,
+            content: prompt,
+        });
         match self.answer().await? {
             Answer::Whole(_) | Answer::Unread => Ok(ExitCode::SUCCESS),
             // What a shell expects of a program that Ctrl-C ended.
@@ -144,10 +163,16 @@ impl Chat {
                 self.messages.retain(|message| message.role == Role::System);
                 continue;
             }
-            self.messages.push(Message { role: Role::User, content: line });
+            self.messages.push(Message {
+                role: Role::User,
+                content: line,
+            });
             match self.answer().await {
                 Ok(Answer::Whole(content) | Answer::Interrupted(content)) => {
-                    self.messages.push(Message { role: Role::Assistant, content });
+                    self.messages.push(Message {
+                        role: Role::Assistant,
+                        content,
+                    });
                 }
                 Ok(Answer::Unread) => return Ok(ExitCode::SUCCESS),
                 Err(error) => {
@@ -181,7 +206,9 @@ impl Chat {
                         out.write_all(text.as_bytes()).and_then(|()| out.flush())
                     };
                     match written {
-                        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(Answer::Unread),
+                        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                            return Ok(Answer::Unread);
+                        }
                         other => other?,
                     }
                 }
@@ -190,7 +217,9 @@ impl Chat {
                         out.write_all(b"\n").or_else(ignore_closed)?;
                     }
                     if outcome.reason == FinishReason::Length && self.args.max_tokens.is_none() {
-                        eprintln!("[the context is full: start with a larger --ctx-size, or /clear]");
+                        eprintln!(
+                            "[the context is full: start with a larger --ctx-size, or /clear]"
+                        );
                     }
                     if self.args.verbose {
                         report(&outcome.usage);
@@ -229,11 +258,21 @@ impl Chat {
 }
 
 fn ignore_closed(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 fn report(usage: &Usage) {
-    let speed = |tokens: u32, ms: f64| if ms > 0.0 { f64::from(tokens) * 1000.0 / ms } else { 0.0 };
+    let speed = |tokens: u32, ms: f64| {
+        if ms > 0.0 {
+            f64::from(tokens) * 1000.0 / ms
+        } else {
+            0.0
+        }
+    };
     let decoded = usage.prompt_tokens - usage.cached_tokens.min(usage.prompt_tokens);
     eprintln!(
         "[prompt {} tokens ({} cached) at {:.1} tokens/s, answer {} tokens at {:.1} tokens/s, first token after {:.0} ms]",
@@ -241,7 +280,10 @@ fn report(usage: &Usage) {
         usage.cached_tokens,
         speed(decoded, usage.prompt_ms),
         usage.completion_tokens,
-        speed(usage.completion_tokens.saturating_sub(1), usage.predicted_ms),
+        speed(
+            usage.completion_tokens.saturating_sub(1),
+            usage.predicted_ms
+        ),
         usage.ttft_ms,
     );
 }

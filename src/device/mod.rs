@@ -32,12 +32,22 @@ fn performance_cores(root: &Path) -> Option<u32> {
             let path = entry.ok()?.path();
             let name = path.file_name()?.to_str()?.strip_prefix("cpu")?;
             name.parse::<u32>().ok()?;
-            fs::read_to_string(path.join("cpufreq/cpuinfo_max_freq")).ok()?.trim().parse().ok()
+            fs::read_to_string(path.join("cpufreq/cpuinfo_max_freq"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
         })
         .collect();
     let fastest = clocks.iter().copied().max()?;
-    #[expect(clippy::cast_precision_loss, reason = "clocks in kHz are far below 2^53")]
-    let near = clocks.iter().filter(|clock| **clock as f64 >= LITTLE * fastest as f64).count();
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "clocks in kHz are far below 2^53"
+    )]
+    let near = clocks
+        .iter()
+        .filter(|clock| **clock as f64 >= LITTLE * fastest as f64)
+        .count();
     u32::try_from(near).ok()
 }
 
@@ -49,10 +59,30 @@ pub fn compiled_features() -> Vec<&'static str> {
         };
     }
     let known = compiled![
-        "neon", "dotprod", "fp16", "i8mm", "bf16", "sve", "sve2", "sse4.2", "avx", "avx2", "fma", "f16c",
-        "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avxvnni",
+        "neon",
+        "dotprod",
+        "fp16",
+        "i8mm",
+        "bf16",
+        "sve",
+        "sve2",
+        "sse4.2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512vnni",
+        "avx512bf16",
+        "avxvnni",
     ];
-    let present: BTreeSet<&str> = known.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let present: BTreeSet<&str> = known
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, name)| *name)
+        .collect();
     present.into_iter().collect()
 }
 
@@ -74,7 +104,9 @@ mod tests {
     #[test]
     fn little_cores_are_left_out() {
         // Four little, three middle, one big.
-        let root = tree(&[1_804_000, 1_804_000, 1_804_000, 1_804_000, 2_419_000, 2_419_000, 2_419_000, 2_841_000]);
+        let root = tree(&[
+            1_804_000, 1_804_000, 1_804_000, 1_804_000, 2_419_000, 2_419_000, 2_419_000, 2_841_000,
+        ]);
         assert_eq!(performance_cores(root.path()), Some(4));
         let root = tree(&[2_400_000; 4]);
         assert_eq!(performance_cores(root.path()), Some(4));

@@ -1,7 +1,10 @@
 //! The handle on an engine that the rest of the program holds: submit a request, read its events, drop to cancel.
 
 use super::supervisor::{self, Command};
-use super::{DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Request, WorkerConfig, WorkerStats};
+use super::{
+    DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Request, WorkerConfig,
+    WorkerStats,
+};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -521,15 +521,12 @@ async fn finish(over: Over, launched: &mut Launched) -> Over {
     } else {
         Duration::ZERO
     };
-    let ending = match timeout(patience, &mut launched.ended).await {
-        Ok(ending) => ending.ok(),
-        Err(_) => {
-            launched.kill();
-            timeout(EXIT_PATIENCE, &mut launched.ended)
-                .await
-                .ok()
-                .and_then(Result::ok)
-        }
+    let ending = if let Ok(ending) = timeout(patience, &mut launched.ended).await {
+        ending.ok()
+    } else {
+        launched.kill();
+        let ended = timeout(EXIT_PATIENCE, &mut launched.ended).await;
+        ended.ok().and_then(Result::ok)
     };
     if let Some(ending) = &ending
         && !asked

@@ -35,7 +35,10 @@ pub struct Choice {
 impl Cache {
     /// Book-keeping for `sequences` empty sequences.
     pub fn new(sequences: u32) -> Self {
-        Self { held: vec![Held::default(); sequences as usize], clock: 0 }
+        Self {
+            held: vec![Held::default(); sequences as usize],
+            clock: 0,
+        }
     }
 
     /// Takes the idle sequence in which the prompt continues best, or `None` when all are busy. `cuttable` tells to which
@@ -50,13 +53,25 @@ impl Cache {
         let idle = self.held.iter().enumerate().filter(|(_, held)| !held.busy);
         let (index, keep) = idle
             .map(|(index, held)| {
-                let keep = if reuse { usable(held, prompt, &cuttable(seq(index))) } else { 0 };
+                let keep = if reuse {
+                    usable(held, prompt, &cuttable(seq(index)))
+                } else {
+                    0
+                };
                 (index, keep, held)
             })
             // Most to keep first; then an empty one; then the one that was not used for the longest time.
             .max_by_key(|(_, keep, held)| {
-                let counted = if keep * WORTHWHILE >= held.tokens.len() { *keep } else { 0 };
-                (counted, held.tokens.is_empty(), std::cmp::Reverse(held.used))
+                let counted = if keep * WORTHWHILE >= held.tokens.len() {
+                    *keep
+                } else {
+                    0
+                };
+                (
+                    counted,
+                    held.tokens.is_empty(),
+                    std::cmp::Reverse(held.used),
+                )
             })
             .map(|(index, keep, _)| (index, keep))?;
         self.clock += 1;
@@ -65,7 +80,10 @@ impl Cache {
         held.busy = true;
         held.used = self.clock;
         // The number of tokens fits, because positions are u32.
-        Some(Choice { seq: seq(index), keep: Position::try_from(keep).unwrap_or(Position::MAX) })
+        Some(Choice {
+            seq: seq(index),
+            keep: Position::try_from(keep).unwrap_or(Position::MAX),
+        })
     }
 
     /// Notes that a token was decoded.
@@ -109,7 +127,12 @@ fn seq(index: usize) -> SeqId {
 
 /// The longest part of the prompt that the sequence holds and can be cut to.
 fn usable(held: &Held, prompt: &[Token], cuttable: &RangeInclusive<Position>) -> usize {
-    let common = held.tokens.iter().zip(prompt).take_while(|(held, new)| held == new).count();
+    let common = held
+        .tokens
+        .iter()
+        .zip(prompt)
+        .take_while(|(held, new)| held == new)
+        .count();
     let keep = common.min(prompt.len().saturating_sub(1));
     match Position::try_from(keep) {
         Ok(position) if cuttable.contains(&position) => keep,
@@ -131,8 +154,14 @@ mod tests {
 
     /// Lets a request run through: takes a sequence and decodes prompt and answer there.
     fn serve(cache: &mut Cache, prompt: &[u32], answer: &[u32]) -> Choice {
-        let choice = cache.take(&tokens(prompt), true, anywhere).expect("an idle sequence");
-        for token in tokens(prompt).into_iter().skip(choice.keep as usize).chain(tokens(answer)) {
+        let choice = cache
+            .take(&tokens(prompt), true, anywhere)
+            .expect("an idle sequence");
+        for token in tokens(prompt)
+            .into_iter()
+            .skip(choice.keep as usize)
+            .chain(tokens(answer))
+        {
             cache.push(choice.seq, token);
         }
         cache.release(choice.seq);
@@ -147,7 +176,13 @@ mod tests {
         let other = serve(&mut cache, &[9, 8, 7], &[6]);
         assert_ne!(other.seq, first.seq, "the empty sequence is taken first");
         let second = serve(&mut cache, &[1, 2, 3, 4, 5, 6], &[7]);
-        assert_eq!(second, Choice { seq: first.seq, keep: 5 });
+        assert_eq!(
+            second,
+            Choice {
+                seq: first.seq,
+                keep: 5
+            }
+        );
         assert_eq!(cache.len(first.seq), 7);
     }
 
@@ -163,14 +198,18 @@ mod tests {
     fn a_window_that_forgot_is_not_continued() {
         let mut cache = Cache::new(1);
         serve(&mut cache, &[1, 2, 3, 4, 5], &[6, 7]);
-        let choice = cache.take(&tokens(&[1, 2, 3, 9]), true, |_| 5..=7).expect("idle");
+        let choice = cache
+            .take(&tokens(&[1, 2, 3, 9]), true, |_| 5..=7)
+            .expect("idle");
         assert_eq!(choice.keep, 0);
         assert_eq!(cache.len(choice.seq), 0);
         for id in [1, 2, 3, 9] {
             cache.push(choice.seq, Token(id));
         }
         cache.release(choice.seq);
-        let choice = cache.take(&tokens(&[1, 2, 3, 9, 9]), true, |_| 4..=4).expect("idle");
+        let choice = cache
+            .take(&tokens(&[1, 2, 3, 9, 9]), true, |_| 4..=4)
+            .expect("idle");
         assert_eq!(choice.keep, 4, "going on at the end is always possible");
     }
 
@@ -191,7 +230,9 @@ mod tests {
         let b = serve(&mut cache, &[3, 4], &[]);
         let taken = cache.take(&tokens(&[5, 6]), true, anywhere).expect("idle");
         assert_eq!(taken.seq, a.seq);
-        let next = cache.take(&tokens(&[1, 2, 3]), true, anywhere).expect("idle");
+        let next = cache
+            .take(&tokens(&[1, 2, 3]), true, anywhere)
+            .expect("idle");
         assert_eq!(next.seq, b.seq);
         assert_eq!(cache.take(&tokens(&[3]), true, anywhere), None);
         assert!(!cache.any_idle());
@@ -201,7 +242,9 @@ mod tests {
     fn reuse_can_be_refused() {
         let mut cache = Cache::new(1);
         serve(&mut cache, &[1, 2, 3], &[]);
-        let choice = cache.take(&tokens(&[1, 2, 3, 4]), false, anywhere).expect("idle");
+        let choice = cache
+            .take(&tokens(&[1, 2, 3, 4]), false, anywhere)
+            .expect("idle");
         assert_eq!(choice.keep, 0);
     }
 }

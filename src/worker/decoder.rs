@@ -40,7 +40,7 @@ pub struct LoadError(pub String);
 /// Turns text to tokens and back. Shared with the threads that tokenise: they must not wait for decoding.
 pub trait Vocab: Send + Sync {
     /// Number of tokens.
-    fn len(&self) -> u32;
+    fn size(&self) -> u32;
     /// Tokenises; `add_special` adds what the model wants around a whole prompt (begin of sequence), `parse_special`
     /// reads the names of control tokens as those tokens instead of as text.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<Token>;

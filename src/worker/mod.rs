@@ -60,7 +60,12 @@ fn try_serve(
     lost: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<()> {
     let mut out = stream.try_clone()?;
-    wire::write(&mut out, &FromWorker::Hello { build: BUILD.into() })?;
+    wire::write(
+        &mut out,
+        &FromWorker::Hello {
+            build: BUILD.into(),
+        },
+    )?;
     let mut frames = stream.try_clone()?;
     let config = match wire::read(&mut frames)? {
         Some(ToWorker::Load { build, config }) if build == BUILD => config,
@@ -82,12 +87,21 @@ fn try_serve(
     let to_tokenise = Arc::new(Mutex::new(to_tokenise));
     let began = Instant::now();
     let loaded = backend.run(&config, progress, &mut |loaded| {
-        let outlets = Outlets { to_tokenise: &to_tokenise, to_engine: &to_engine, inbox: &inbox };
+        let outlets = Outlets {
+            to_tokenise: &to_tokenise,
+            to_engine: &to_engine,
+            inbox: &inbox,
+        };
         answer(&mut out, &config, began, loaded, &outlets);
     });
     match loaded {
         Ok(()) => Ok(()),
-        Err(error) => wire::write(&mut out, &FromWorker::LoadFailed { reason: error.to_string() }),
+        Err(error) => wire::write(
+            &mut out,
+            &FromWorker::LoadFailed {
+                reason: error.to_string(),
+            },
+        ),
     }
 }
 
@@ -119,13 +133,23 @@ struct Outlets<'a> {
 }
 
 /// Runs the loop over a loaded model until the front is gone.
-fn answer(out: &mut UnixStream, config: &WorkerConfig, began: Instant, loaded: Loaded<'_>, outlets: &Outlets<'_>) {
-    let Loaded { mut info, vocab, decoder } = loaded;
+fn answer(
+    out: &mut UnixStream,
+    config: &WorkerConfig,
+    began: Instant,
+    loaded: Loaded<'_>,
+    outlets: &Outlets<'_>,
+) {
+    let Loaded {
+        mut info,
+        vocab,
+        decoder,
+    } = loaded;
     let (template, warning) = Template::new(&*vocab);
     if let Some(warning) = warning {
         tracing::warn!(warning, "the model's chat template is not used");
     }
-    info.template = template.source().to_owned();
+    template.source().clone_into(&mut info.template);
     info.thinks = template.thinks();
     info.load_ms = began.elapsed().as_secs_f64() * 1000.0;
     let sizes = Sizes {
@@ -155,9 +179,15 @@ fn answer(out: &mut UnixStream, config: &WorkerConfig, began: Instant, loaded: L
     if wire::write(out, &FromWorker::Loaded(Box::new(info))).is_err() {
         return;
     }
-    run::run(sizes, vocab, decoder, outlets.inbox, &mut |Report { events, stats }| {
-        wire::write(out, &FromWorker::Step { events, stats }).is_ok()
-    });
+    run::run(
+        sizes,
+        vocab,
+        decoder,
+        outlets.inbox,
+        &mut |Report { events, stats }| {
+            wire::write(out, &FromWorker::Step { events, stats }).is_ok()
+        },
+    );
 }
 
 /// Reads frames until the stream ends. Cancels take effect here, by a flag that every stage looks at.
@@ -171,13 +201,24 @@ fn read_frames(
     loop {
         match wire::read(&mut from) {
             Ok(Some(ToWorker::Submit { id, request })) => {
-                if live.len() >= 64 && live.len() >= 2 * live.values().filter(|flag| flag.strong_count() > 0).count() {
+                if live.len() >= 64
+                    && live.len()
+                        >= 2 * live.values().filter(|flag| flag.strong_count() > 0).count()
+                {
                     live.retain(|_, flag| flag.strong_count() > 0);
                 }
                 let cancelled = Arc::new(AtomicBool::new(false));
                 live.insert(id, Arc::downgrade(&cancelled));
                 let arrived = Instant::now();
-                if submitted.send(Submitted { id, request, arrived, cancelled }).is_err() {
+                if submitted
+                    .send(Submitted {
+                        id,
+                        request,
+                        arrived,
+                        cancelled,
+                    })
+                    .is_err()
+                {
                     break;
                 }
             }
@@ -232,7 +273,12 @@ impl Tokeniser {
     }
 
     fn prepare(&self, submitted: Submitted) -> Result<Arrival, EngineError> {
-        let Submitted { id, request, arrived, cancelled } = submitted;
+        let Submitted {
+            id,
+            request,
+            arrived,
+            cancelled,
+        } = submitted;
         let request = *request;
         let prepared = self
             .template
@@ -240,7 +286,10 @@ impl Tokeniser {
             .map_err(|error| self.refuse(&error))?;
         let prompt_tokens = u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX);
         if prompt_tokens >= self.context {
-            return Err(EngineError::PromptTooLong { prompt_tokens, limit: self.context });
+            return Err(EngineError::PromptTooLong {
+                prompt_tokens,
+                limit: self.context,
+            });
         }
         let mut stop = request.stop;
         stop.extend(prepared.extra_stops);
@@ -255,16 +304,19 @@ impl Tokeniser {
             ignore_eos: request.ignore_eos,
             reuse: request.cache_prompt,
             arrived,
-            deadline: request.deadline_ms.and_then(|ms| arrived.checked_add(Duration::from_millis(ms))),
+            deadline: request
+                .deadline_ms
+                .and_then(|ms| arrived.checked_add(Duration::from_millis(ms))),
             cancelled,
         })
     }
 
     fn refuse(&self, error: &PromptError) -> EngineError {
         match error {
-            PromptError::TooLong { prompt_tokens } => {
-                EngineError::PromptTooLong { prompt_tokens: *prompt_tokens, limit: self.context }
-            }
+            PromptError::TooLong { prompt_tokens } => EngineError::PromptTooLong {
+                prompt_tokens: *prompt_tokens,
+                limit: self.context,
+            },
             other => EngineError::BadRequest(other.to_string()),
         }
     }

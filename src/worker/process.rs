@@ -16,9 +16,15 @@ pub fn main(backend: &dyn Backend) -> Result<()> {
     let stream = standard_input()?;
     die_with_the_front()?;
     // Handlers stay for the life of the process and nobody listens to them: the signals are ignored.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
     let guard = runtime.enter();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
         drop(signal(kind).context("a signal can't be ignored")?);
     }
     drop(guard);
@@ -32,7 +38,9 @@ pub fn main(backend: &dyn Backend) -> Result<()> {
 fn standard_input() -> Result<UnixStream> {
     let stdin = std::io::stdin();
     let Ok(kind) = rustix::net::sockopt::socket_type(stdin.as_fd()) else {
-        bail!("`engine` is started by `serve` and `run` and is of no use by itself: its standard input must be their socket");
+        bail!(
+            "`engine` is started by `serve` and `run` and is of no use by itself: its standard input must be their socket"
+        );
     };
     if kind != rustix::net::SocketType::STREAM {
         bail!("`engine` needs a stream socket as its standard input");
@@ -42,9 +50,12 @@ fn standard_input() -> Result<UnixStream> {
 }
 
 fn die_with_the_front() -> Result<()> {
-    process::set_parent_process_death_signal(Some(Signal::KILL)).context("no parent-death signal")?;
+    process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("no parent-death signal")?;
     // The front may have gone before that call. Behind a launcher (`perf`) it is not our parent, so ask for it by its id.
-    let front = std::env::var("POCKET_LLM_FRONT_PID").ok().and_then(|pid| pid.parse().ok());
+    let front = std::env::var("POCKET_LLM_FRONT_PID")
+        .ok()
+        .and_then(|pid| pid.parse().ok());
     if let Some(front) = front.and_then(Pid::from_raw)
         && process::test_kill_process(front).is_err()
     {
@@ -55,7 +66,10 @@ fn die_with_the_front() -> Result<()> {
 
 /// A core of a worker is as large as its model.
 fn no_core_dumps() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     if let Err(error) = process::setrlimit(Resource::Core, none) {
         tracing::debug!(%error, "core dumps stay on");
     }

@@ -111,7 +111,9 @@ impl Engine<'_> {
     /// Takes what is waiting; waits itself when there is nothing else to do. `false` is the end.
     fn receive(&mut self, inbox: &Receiver<Inbound>) -> bool {
         if self.running.is_empty() && self.queue.is_empty() {
-            let Ok(inbound) = inbox.recv() else { return false };
+            let Ok(inbound) = inbox.recv() else {
+                return false;
+            };
             if !self.take_in(inbound) {
                 return false;
             }
@@ -140,7 +142,13 @@ impl Engine<'_> {
                 let client = arrival.client.clone();
                 let ahead = self.queue.push(&client, id, arrival);
                 let position = u32::try_from(ahead).unwrap_or(u32::MAX);
-                self.events.push((id, Event::Accepted { prompt_tokens, position }));
+                self.events.push((
+                    id,
+                    Event::Accepted {
+                        prompt_tokens,
+                        position,
+                    },
+                ));
             }
         }
         true
@@ -148,10 +156,14 @@ impl Engine<'_> {
 
     /// Forgets, before any work is spent on them, requests whose reader has left or whose time is over.
     fn drop_the_departed(&mut self, now: Instant) {
-        for arrival in self.queue.remove(|arrival| arrival.is_cancelled() || arrival.is_late(now)) {
+        for arrival in self
+            .queue
+            .remove(|arrival| arrival.is_cancelled() || arrival.is_late(now))
+        {
             self.stats.cancelled += 1;
             if !arrival.is_cancelled() {
-                self.events.push((arrival.id, Event::Failed(EngineError::DeadlineExceeded)));
+                self.events
+                    .push((arrival.id, Event::Failed(EngineError::DeadlineExceeded)));
             }
         }
         let mut at = 0;
@@ -179,9 +191,13 @@ impl Engine<'_> {
     /// never lacks cells.
     fn admit(&mut self) {
         while self.cache.any_idle() {
-            let Some(arrival) = self.queue.pop() else { return };
+            let Some(arrival) = self.queue.pop() else {
+                return;
+            };
             let decoder = &self.decoder;
-            let choice = self.cache.take(&arrival.prompt, arrival.reuse, |seq| decoder.cuttable(seq));
+            let choice = self
+                .cache
+                .take(&arrival.prompt, arrival.reuse, |seq| decoder.cuttable(seq));
             // There is one: `any_idle` said so.
             let Some(choice) = choice else { return };
             if choice.keep == 0 {
@@ -190,7 +206,9 @@ impl Engine<'_> {
                 self.decoder.truncate(choice.seq, choice.keep);
             }
             let sequence = Sequence::new(*arrival, choice.seq, choice.keep);
-            let started = Event::Started { cached_tokens: sequence.cached() };
+            let started = Event::Started {
+                cached_tokens: sequence.cached(),
+            };
             self.events.push((sequence.arrival.id, started));
             self.running.push(sequence);
         }
@@ -199,9 +217,18 @@ impl Engine<'_> {
     /// One step: a row for each running answer, then prefill chunks in what time is left.
     fn step(&mut self) -> bool {
         self.rows.clear();
-        self.rows.extend(self.running.iter().filter(|s| !s.is_done()).filter_map(Sequence::decode_row));
+        self.rows.extend(
+            self.running
+                .iter()
+                .filter(|s| !s.is_done())
+                .filter_map(Sequence::decode_row),
+        );
         let decoding = count(self.rows.len());
-        let prompts: Vec<u32> = self.running.iter().map(|s| if s.is_done() { 0 } else { s.prefill_left() }).collect();
+        let prompts: Vec<u32> = self
+            .running
+            .iter()
+            .map(|s| if s.is_done() { 0 } else { s.prefill_left() })
+            .collect();
         if prompts.iter().any(|left| *left > 0) {
             let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
             for (sequence, share) in self.running.iter().zip(share_rows(&prompts, budget)) {
@@ -221,8 +248,12 @@ impl Engine<'_> {
     }
 
     fn decode(&mut self, decoding: u32, prefill: u32) {
-        let owners: HashMap<SeqId, usize> =
-            self.running.iter().enumerate().map(|(index, sequence)| (sequence.seq, index)).collect();
+        let owners: HashMap<SeqId, usize> = self
+            .running
+            .iter()
+            .enumerate()
+            .map(|(index, sequence)| (sequence.seq, index))
+            .collect();
         let mut chosen: Vec<(usize, Token)> = Vec::with_capacity(self.running.len());
         let mut sampling = Duration::ZERO;
         let began = Instant::now();
@@ -244,7 +275,8 @@ impl Engine<'_> {
             self.fail_step(&error.to_string());
             return;
         }
-        self.pace.observe(decoding, prefill, took.as_secs_f64() * 1000.0);
+        self.pace
+            .observe(decoding, prefill, took.as_secs_f64() * 1000.0);
         self.stats.decode_rows += u64::from(decoding);
         self.stats.prefill_rows += u64::from(prefill);
         for row in &self.rows {
@@ -263,11 +295,13 @@ impl Engine<'_> {
         for (owner, token) in chosen {
             let sequence = &mut self.running[*owner];
             bytes.clear();
-            let is_end = self.vocab.is_end(*token);
-            if !is_end {
+            let said = if self.vocab.is_end(*token) {
+                None
+            } else {
                 self.vocab.append_bytes(*token, &mut bytes);
-            }
-            sequence.accept(*token, is_end, &bytes, now, &mut pieces);
+                Some(bytes.as_slice())
+            };
+            sequence.accept(*token, said, now, &mut pieces);
             emit(&mut self.events, sequence.arrival.id, &mut pieces);
         }
     }
@@ -275,13 +309,16 @@ impl Engine<'_> {
     /// After a failed step the sequences of its rows can't be trusted: their requests end, their cells are cleared.
     fn fail_step(&mut self, error: &str) {
         let failed: Vec<SeqId> = self.rows.iter().map(|row| row.seq).collect();
-        let ended = self.running.extract_if(.., |sequence| failed.contains(&sequence.seq));
+        let ended = self
+            .running
+            .extract_if(.., |sequence| failed.contains(&sequence.seq));
         for sequence in ended {
             self.decoder.clear(sequence.seq);
             self.cache.forget(sequence.seq);
             self.cache.release(sequence.seq);
             let error = EngineError::Internal(error.to_owned());
-            self.events.push((sequence.arrival.id, Event::Failed(error)));
+            self.events
+                .push((sequence.arrival.id, Event::Failed(error)));
         }
     }
 
@@ -301,7 +338,10 @@ impl Engine<'_> {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
-        report(Report { events: std::mem::take(&mut self.events), stats: self.stats.clone() })
+        report(Report {
+            events: std::mem::take(&mut self.events),
+            stats: self.stats.clone(),
+        })
     }
 }
 

@@ -13,7 +13,10 @@ pub struct FairQueue<T> {
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { clients: VecDeque::new(), len: 0 }
+        Self {
+            clients: VecDeque::new(),
+            len: 0,
+        }
     }
 }
 
@@ -32,22 +35,24 @@ impl<T> FairQueue<T> {
     /// Returns how many requests are served before it as things stand.
     pub fn push(&mut self, client: &str, number: u64, item: T) -> usize {
         self.len += 1;
-        let turn = match self.clients.iter().position(|(name, _)| name == client) {
-            Some(turn) => turn,
-            None => {
-                self.clients.push_back((client.to_owned(), VecDeque::new()));
-                self.clients.len() - 1
-            }
-        };
+        let known = self.clients.iter().position(|(name, _)| name == client);
+        let turn = known.unwrap_or_else(|| {
+            self.clients.push_back((client.to_owned(), VecDeque::new()));
+            self.clients.len() - 1
+        });
         let own = &mut self.clients[turn].1;
         let place = own.partition_point(|(other, _)| *other < number);
         own.insert(place, (number, item));
         // Before it come, of each other client, as many requests as of its own (one more for those ahead in turn).
-        let ahead = self.clients.iter().enumerate().map(|(other, (_, waiting))| match other {
-            other if other < turn => waiting.len().min(place + 1),
-            other if other == turn => place,
-            _ => waiting.len().min(place),
-        });
+        let ahead = self
+            .clients
+            .iter()
+            .enumerate()
+            .map(|(other, (_, waiting))| match other {
+                other if other < turn => waiting.len().min(place + 1),
+                other if other == turn => place,
+                _ => waiting.len().min(place),
+            });
         ahead.sum()
     }
 
@@ -67,7 +72,9 @@ impl<T> FairQueue<T> {
         let mut removed = Vec::new();
         for (_, waiting) in &mut self.clients {
             for _ in 0..waiting.len() {
-                let Some((number, item)) = waiting.pop_front() else { break };
+                let Some((number, item)) = waiting.pop_front() else {
+                    break;
+                };
                 if gone(&item) {
                     removed.push(item);
                 } else {
@@ -88,7 +95,11 @@ pub fn share_rows(remaining: &[u32], rows: u32) -> Vec<u32> {
     let mut shares = vec![0; remaining.len()];
     let mut left = rows;
     loop {
-        let open = remaining.iter().zip(&shares).filter(|(want, got)| got < want).count();
+        let open = remaining
+            .iter()
+            .zip(&shares)
+            .filter(|(want, got)| got < want)
+            .count();
         let open = u32::try_from(open).unwrap_or(u32::MAX);
         if open == 0 || left == 0 {
             return shares;
@@ -123,20 +134,37 @@ const GROWTH: u32 = 4;
 impl Pace {
     /// A pace for steps of at most `step_ms` milliseconds.
     pub fn new(step_ms: u32) -> Self {
-        Self { step_ms: f64::from(step_ms), base_ms: 0.0, row_ms: None, last_rows: 0 }
+        Self {
+            step_ms: f64::from(step_ms),
+            base_ms: 0.0,
+            row_ms: None,
+            last_rows: 0,
+        }
     }
 
     /// How many prefill rows go beside `decoding` rows into a step of at most `most` rows. At least one, so that a
     /// prompt always gets on, however slow the machine is.
     pub fn prefill_rows(&self, decoding: u32, most: u32) -> u32 {
         let room = most.saturating_sub(decoding).max(1);
-        let Some(row_ms) = self.row_ms else { return FIRST_ROWS.min(room) };
+        let Some(row_ms) = self.row_ms else {
+            return FIRST_ROWS.min(room);
+        };
         let affordable = (self.step_ms - self.base_ms) / row_ms - f64::from(decoding);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped"
+        )]
         let affordable = affordable.clamp(1.0, 1e6) as u32;
-        let rows = affordable.min(self.last_rows.max(FIRST_ROWS) * GROWTH).min(room);
+        let rows = affordable
+            .min(self.last_rows.max(FIRST_ROWS) * GROWTH)
+            .min(room);
         // Kernels work on rows in groups: a few rows less cost no time more.
-        if rows > TELLING_ROWS && rows < room { rows - rows % TELLING_ROWS } else { rows }
+        if rows > TELLING_ROWS && rows < room {
+            rows - rows % TELLING_ROWS
+        } else {
+            rows
+        }
     }
 
     /// Learns from a step of `decoding` and `prefill` rows that took `ms` milliseconds.
@@ -146,7 +174,11 @@ impl Pace {
         }
         let rows = decoding + prefill;
         if prefill == 0 {
-            self.base_ms = if self.base_ms == 0.0 { ms } else { 0.8 * self.base_ms + 0.2 * ms };
+            self.base_ms = if self.base_ms == 0.0 {
+                ms
+            } else {
+                0.8 * self.base_ms + 0.2 * ms
+            };
         } else if rows >= TELLING_ROWS {
             self.last_rows = prefill;
             let row_ms = ((ms - self.base_ms) / f64::from(rows)).max(ms / f64::from(rows) / 4.0);
@@ -164,12 +196,20 @@ mod tests {
     #[test]
     fn clients_take_turns_and_keep_their_order() {
         let mut queue = FairQueue::default();
-        for (number, client) in ["greedy", "greedy", "greedy", "modest", "late"].iter().enumerate() {
+        for (number, client) in ["greedy", "greedy", "greedy", "modest", "late"]
+            .iter()
+            .enumerate()
+        {
             queue.push(client, number as u64, (*client, number));
         }
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        let expected =
-            [("greedy", 0), ("modest", 3), ("late", 4), ("greedy", 1), ("greedy", 2)];
+        let expected = [
+            ("greedy", 0),
+            ("modest", 3),
+            ("late", 4),
+            ("greedy", 1),
+            ("greedy", 2),
+        ];
         assert_eq!(order, expected);
         assert!(queue.is_empty());
     }
@@ -181,7 +221,11 @@ mod tests {
         assert_eq!(queue.push("a", 1, ()), 1);
         assert_eq!(queue.push("a", 2, ()), 2);
         assert_eq!(queue.push("b", 3, ()), 1, "b's first comes after a's first");
-        assert_eq!(queue.push("b", 4, ()), 3, "b's second comes after two of a and one of b");
+        assert_eq!(
+            queue.push("b", 4, ()),
+            3,
+            "b's second comes after two of a and one of b"
+        );
     }
 
     #[test]
@@ -190,7 +234,10 @@ mod tests {
         queue.push("a", 7, 7);
         queue.push("a", 5, 5);
         queue.push("a", 6, 6);
-        assert_eq!([queue.pop(), queue.pop(), queue.pop()], [Some(5), Some(6), Some(7)]);
+        assert_eq!(
+            [queue.pop(), queue.pop(), queue.pop()],
+            [Some(5), Some(6), Some(7)]
+        );
     }
 
     #[test]

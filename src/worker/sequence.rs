@@ -92,7 +92,12 @@ impl Sequence {
     /// The row of the token that was sampled last, if the answer has begun.
     pub fn decode_row(&self) -> Option<Row> {
         let token = self.next?;
-        Some(Row { seq: self.seq, position: self.held, token, logits: true })
+        Some(Row {
+            seq: self.seq,
+            position: self.held,
+            token,
+            logits: true,
+        })
     }
 
     /// Appends the next `count` rows of the prompt; the prompt's last row asks for logits.
@@ -103,7 +108,12 @@ impl Sequence {
         let to = prompt.len().min(from + count as usize);
         for (position, token) in (self.held..).zip(&prompt[from..to]) {
             let logits = position as usize + 1 == prompt.len();
-            rows.push(Row { seq: self.seq, position, token: *token, logits });
+            rows.push(Row {
+                seq: self.seq,
+                position,
+                token: *token,
+                logits,
+            });
         }
     }
 
@@ -124,23 +134,29 @@ impl Sequence {
         self.arrival.sampler.sample(logits, position)
     }
 
-    /// Takes the chosen token in: its text goes to `pieces`, and the sequence may be done after it.
-    pub fn accept(&mut self, token: Token, is_end: bool, bytes: &[u8], now: Instant, pieces: &mut Vec<Piece>) {
+    /// Takes the chosen token in: its text (`bytes`; `None` for a token that ends a generation) goes to `pieces`, and the sequence
+    /// may be done after it.
+    pub fn accept(
+        &mut self,
+        token: Token,
+        bytes: Option<&[u8]>,
+        now: Instant,
+        pieces: &mut Vec<Piece>,
+    ) {
         self.sampled += 1;
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.arrival.sampler.accept(token);
-        if is_end && !self.arrival.ignore_eos {
-            self.done = Some(FinishReason::Stop);
-        } else {
-            let stopped = !is_end && self.arrival.text.push(bytes, pieces);
-            if stopped {
-                self.done = Some(FinishReason::Stop);
-            } else if self.sampled >= self.arrival.max_tokens {
-                self.done = Some(FinishReason::Length);
-            }
-        }
         self.next = Some(token);
+        let stopped = match bytes {
+            Some(bytes) => self.arrival.text.push(bytes, pieces),
+            None => !self.arrival.ignore_eos,
+        };
+        if stopped {
+            self.done = Some(FinishReason::Stop);
+        } else if self.sampled >= self.arrival.max_tokens {
+            self.done = Some(FinishReason::Length);
+        }
     }
 
     /// Ends it where it stands.

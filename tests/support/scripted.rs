@@ -6,6 +6,9 @@
 //! - `loop:TEXT|` answers TEXT again and again;
 //! - `any|` gives every printable letter the same chance, so that the sampler decides.
 
+#![allow(dead_code, reason = "each program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use pocket_llm::engine::{
     EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt, Request,
     Sampling, Token, WorkerConfig,
@@ -18,26 +21,28 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-pub const END: Token = Token(256);
+pub(crate) const END: Token = Token(256);
 const CONTROL: [&str; 4] = ["<|end|>", "<|bos|>", "<|im_start|>", "<|im_end|>"];
 const VOCAB_SIZE: u32 = 256 + 4;
 
 /// Tests end with an error rather than never.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bytes are tokens 0 to 255; four control tokens follow.
-pub struct ByteVocab {
+pub(crate) struct ByteVocab {
     control: Vec<String>,
 }
 
 impl ByteVocab {
-    pub fn new() -> Self {
-        Self { control: CONTROL.map(String::from).into() }
+    pub(crate) fn new() -> Self {
+        Self {
+            control: CONTROL.map(String::from).into(),
+        }
     }
 }
 
 impl Vocab for ByteVocab {
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         VOCAB_SIZE
     }
 
@@ -56,15 +61,14 @@ impl Vocab for ByteVocab {
             }
             tokens.push(Token(first.into()));
             // Byte by byte, also in the middle of a character.
-            let (_, after) = rest.as_bytes().split_at(1);
-            match std::str::from_utf8(after) {
-                Ok(after) => rest = after,
-                Err(_) => {
-                    let length = rest.chars().next().map_or(1, char::len_utf8);
-                    tokens.extend(rest.bytes().take(length).skip(1).map(|byte| Token(byte.into())));
-                    rest = &rest[length..];
-                }
-            }
+            let length = rest.chars().next().map_or(1, char::len_utf8);
+            tokens.extend(
+                rest.bytes()
+                    .take(length)
+                    .skip(1)
+                    .map(|byte| Token(byte.into())),
+            );
+            rest = &rest[length..];
         }
         tokens
     }
@@ -104,7 +108,7 @@ impl Vocab for ByteVocab {
 
 /// What the decoder was asked, and how it is to behave.
 #[derive(Default)]
-pub struct Script {
+pub(crate) struct Script {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -124,60 +128,62 @@ struct State {
 
 impl Script {
     /// A script that keeps no record of steps, for benchmarks.
-    pub fn silent() -> Self {
+    pub(crate) fn silent() -> Self {
         let script = Self::default();
         script.state.lock().unwrap().silent = true;
         script
     }
 
     /// Holds the decoder before its next step.
-    pub fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.state.lock().unwrap().allowed = Some(0);
     }
 
     /// Lets `steps` more steps run.
-    pub fn allow(&self, steps: u64) {
+    pub(crate) fn allow(&self, steps: u64) {
         let mut state = self.state.lock().unwrap();
         state.allowed = state.allowed.map(|allowed| allowed + steps);
         self.changed.notify_all();
     }
 
     /// Lets the decoder run freely.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.state.lock().unwrap().allowed = None;
         self.changed.notify_all();
     }
 
     /// Makes the step of this number (from 0) fail.
-    pub fn fail(&self, step: usize) {
+    pub(crate) fn fail(&self, step: usize) {
         self.state.lock().unwrap().fail_step = Some(step);
     }
 
     /// Makes every step take this long.
-    pub fn take_time(&self, step: Duration) {
+    pub(crate) fn take_time(&self, step: Duration) {
         self.state.lock().unwrap().step_time = step;
     }
 
     /// Makes sequences forget all but the last tokens, as a sliding window does.
-    pub fn forget_beyond(&self, window: Position) {
+    pub(crate) fn forget_beyond(&self, window: Position) {
         self.state.lock().unwrap().window = Some(window);
     }
 
     /// All steps so far, row by row.
-    pub fn steps(&self) -> Vec<Vec<Row>> {
+    pub(crate) fn steps(&self) -> Vec<Vec<Row>> {
         self.state.lock().unwrap().steps.clone()
     }
 
     /// All cuts so far.
-    pub fn cuts(&self) -> Vec<(SeqId, Position)> {
+    pub(crate) fn cuts(&self) -> Vec<(SeqId, Position)> {
         self.state.lock().unwrap().cuts.clone()
     }
 
     /// Waits until the decoder stands at the gate.
-    pub fn wait_until_held(&self) {
+    pub(crate) fn wait_until_held(&self) {
         let state = self.state.lock().unwrap();
-        let (state, timeout) =
-            self.changed.wait_timeout_while(state, PATIENCE, |state| !state.waiting).unwrap();
+        let (state, timeout) = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| !state.waiting)
+            .unwrap();
         drop(state);
         assert!(!timeout.timed_out(), "the decoder never came to the gate");
     }
@@ -214,10 +220,16 @@ struct ScriptedDecoder {
 impl ScriptedDecoder {
     /// The logits after a sequence's tokens.
     fn logits(tokens: &[Token]) -> Vec<f32> {
-        let bytes: Vec<u8> = tokens.iter().map(|token| u8::try_from(token.0).unwrap_or(0)).collect();
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .map(|token| u8::try_from(token.0).unwrap_or(0))
+            .collect();
         let mut logits = vec![-10.0; VOCAB_SIZE as usize];
         let find = |needle: &[u8]| {
-            bytes.windows(needle.len()).rposition(|window| window == needle).map(|at| at + needle.len())
+            bytes
+                .windows(needle.len())
+                .rposition(|window| window == needle)
+                .map(|at| at + needle.len())
         };
         let bar = find(b"|").expect("a prompt without a directive");
         let said = bytes.len() - bar;
@@ -228,7 +240,9 @@ impl ScriptedDecoder {
         match directive {
             Some((b"say:", at)) => {
                 let answer = &bytes[at..bar - 1];
-                logits[answer.get(said).map_or(END.0 as usize, |byte| usize::from(*byte))] = 10.0;
+                logits[answer
+                    .get(said)
+                    .map_or(END.0 as usize, |byte| usize::from(*byte))] = 10.0;
             }
             Some((_, at)) => {
                 let answer = &bytes[at..bar - 1];
@@ -249,7 +263,11 @@ impl Decoder for ScriptedDecoder {
         self.script.enter(rows)?;
         for (index, row) in rows.iter().enumerate() {
             let tokens = self.held.entry(row.seq).or_default();
-            assert_eq!(tokens.len(), row.position as usize, "a gap in a sequence: {row:?}");
+            assert_eq!(
+                tokens.len(),
+                row.position as usize,
+                "a gap in a sequence: {row:?}"
+            );
             tokens.push(row.token);
             if row.logits {
                 logits(index, &Self::logits(tokens));
@@ -259,7 +277,10 @@ impl Decoder for ScriptedDecoder {
     }
 
     fn cuttable(&self, seq: SeqId) -> RangeInclusive<Position> {
-        let held = self.held.get(&seq).map_or(0, |tokens| tokens.len() as Position);
+        let held = self
+            .held
+            .get(&seq)
+            .map_or(0, |tokens| Position::try_from(tokens.len()).unwrap());
         match self.script.state.lock().unwrap().window {
             Some(window) => held.saturating_sub(window)..=held,
             None => 0..=held,
@@ -273,8 +294,8 @@ impl Decoder for ScriptedDecoder {
 }
 
 /// Lends a scripted decoder to the loop.
-pub struct ScriptedBackend {
-    pub script: Arc<Script>,
+pub(crate) struct ScriptedBackend {
+    pub(crate) script: Arc<Script>,
 }
 
 impl Backend for ScriptedBackend {
@@ -288,8 +309,10 @@ impl Backend for ScriptedBackend {
             return Err(LoadError("the scripted model is broken".into()));
         }
         assert!(progress(0.5));
-        let mut decoder =
-            ScriptedDecoder { script: Arc::clone(&self.script), held: HashMap::new() };
+        let mut decoder = ScriptedDecoder {
+            script: Arc::clone(&self.script),
+            held: HashMap::new(),
+        };
         let context_per_sequence = config.ctx_size.unwrap_or(4096) / config.parallel;
         let info = ModelInfo {
             name: Some("scripted".into()),
@@ -300,14 +323,20 @@ impl Backend for ScriptedBackend {
             sequences: config.parallel,
             ..ModelInfo::default()
         };
-        serve(Loaded { info, vocab: Arc::new(ByteVocab::new()), decoder: &mut decoder });
+        serve(Loaded {
+            info,
+            vocab: Arc::new(ByteVocab::new()),
+            decoder: &mut decoder,
+        });
         Ok(())
     }
 }
 
 /// An engine's options over a scripted model: `parallel` sequences of 1,024 tokens, `queue` places to wait.
-pub fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineOptions {
-    let backend = Arc::new(ScriptedBackend { script: Arc::clone(script) });
+pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineOptions {
+    let backend = Arc::new(ScriptedBackend {
+        script: Arc::clone(script),
+    });
     EngineOptions {
         config: WorkerConfig {
             model: "scripted.gguf".into(),
@@ -322,21 +351,21 @@ pub fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineOptions
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});
         })),
-        stall: Duration::from_secs(60),
-        load_stall: Duration::from_secs(60),
+        stall: Duration::from_mins(1),
+        load_stall: Duration::from_mins(1),
         restart_pause: Duration::from_millis(5),
     }
 }
 
 /// A running engine over a scripted model.
-pub async fn engine(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineHandle {
+pub(crate) async fn engine(script: &Arc<Script>, parallel: u32, queue: u32) -> EngineHandle {
     let engine = EngineHandle::start(options(script, parallel, queue)).expect("an engine");
     engine.loaded().await;
     engine
 }
 
 /// A greedy request that continues the text.
-pub fn request(text: &str) -> Request {
+pub(crate) fn request(text: &str) -> Request {
     Request {
         client: "test".into(),
         prompt: Prompt::Text(text.into()),
@@ -361,13 +390,13 @@ pub fn request(text: &str) -> Request {
 
 /// Everything that happened to a request.
 #[derive(Debug)]
-pub struct Told {
-    pub text: String,
-    pub events: Vec<Event>,
+pub(crate) struct Told {
+    pub(crate) text: String,
+    pub(crate) events: Vec<Event>,
 }
 
 impl Told {
-    pub fn outcome(&self) -> &Outcome {
+    pub(crate) fn outcome(&self) -> &Outcome {
         match self.events.last() {
             Some(Event::Finished(outcome)) => outcome,
             other => panic!("not finished: {other:?}"),
@@ -375,16 +404,23 @@ impl Told {
     }
 
     /// Checks the order of events: accepted, started, text, one terminal event.
-    pub fn check_order(&self) {
+    pub(crate) fn check_order(&self) {
         let terminal = |event: &Event| matches!(event, Event::Finished(_) | Event::Failed(_));
-        assert_eq!(self.events.iter().filter(|event| terminal(event)).count(), 1, "{self:?}");
+        assert_eq!(
+            self.events.iter().filter(|event| terminal(event)).count(),
+            1,
+            "{self:?}"
+        );
         assert!(self.events.last().is_some_and(terminal), "{self:?}");
     }
 }
 
 /// Reads a generation to its end.
-pub async fn read(mut generation: Generation) -> Told {
-    let mut told = Told { text: String::new(), events: Vec::new() };
+pub(crate) async fn read(mut generation: Generation) -> Told {
+    let mut told = Told {
+        text: String::new(),
+        events: Vec::new(),
+    };
     let reading = async {
         while let Some(event) = generation.next().await {
             if let Event::Text { text, .. } = &event {
@@ -393,13 +429,15 @@ pub async fn read(mut generation: Generation) -> Told {
             told.events.push(event);
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time");
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .expect("an answer in time");
     told.check_order();
     told
 }
 
 /// Waits for a condition on the engine's load.
-pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");

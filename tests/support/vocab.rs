@@ -75,7 +75,7 @@ pub(crate) fn plain_text(tokens: &[Token]) -> String {
 }
 
 impl Vocab for ByteVocab {
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         u32::try_from(256 + self.controls.len()).expect("there are few")
     }
 

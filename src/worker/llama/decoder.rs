@@ -23,7 +23,12 @@ pub(super) struct LlamaDecoder<'m> {
 }
 
 impl<'m> LlamaDecoder<'m> {
-    pub(super) fn new(model: &LlamaModel, context: LlamaContext<'m>, info: &ModelInfo, batch: u32) -> Self {
+    pub(super) fn new(
+        model: &LlamaModel,
+        context: LlamaContext<'m>,
+        info: &ModelInfo,
+        batch: u32,
+    ) -> Self {
         let window = model.meta_val_str(&format!("{}.attention.sliding_window", info.architecture));
         Self {
             context,
@@ -32,7 +37,10 @@ impl<'m> LlamaDecoder<'m> {
             context_per_sequence: info.context_per_sequence,
             vocab_size: info.vocab_size,
             most_rows: batch as usize,
-            window: window.ok().and_then(|width| width.parse().ok()).filter(|width| *width > 0),
+            window: window
+                .ok()
+                .and_then(|width| width.parse().ok())
+                .filter(|width| *width > 0),
             uncuttable: model.is_recurrent() || model.is_hybrid(),
         }
     }
@@ -41,7 +49,11 @@ impl<'m> LlamaDecoder<'m> {
     fn fill(&mut self, rows: &[Row]) -> Result<(), StepError> {
         let wrong = |what: &str, row: &Row| Err(StepError(format!("{what}: {row:?}")));
         if rows.is_empty() || rows.len() > self.most_rows {
-            return Err(StepError(format!("{} rows; a step has 1 to {}", rows.len(), self.most_rows)));
+            return Err(StepError(format!(
+                "{} rows; a step has 1 to {}",
+                rows.len(),
+                self.most_rows
+            )));
         }
         let mut next = self.held.clone();
         self.batch.clear();
@@ -53,7 +65,8 @@ impl<'m> LlamaDecoder<'m> {
                 return wrong("not the sequence's next position", row);
             }
             *position += 1;
-            let (Ok(token), true) = (i32::try_from(row.token.0), row.token.0 < self.vocab_size) else {
+            let (Ok(token), true) = (i32::try_from(row.token.0), row.token.0 < self.vocab_size)
+            else {
                 return wrong("no such token", row);
             };
             let added = self.batch.add(
@@ -71,28 +84,42 @@ impl<'m> LlamaDecoder<'m> {
 }
 
 impl Decoder for LlamaDecoder<'_> {
-    fn step(&mut self, rows: &[Row], logits: &mut dyn FnMut(usize, &[f32])) -> Result<(), StepError> {
+    fn step(
+        &mut self,
+        rows: &[Row],
+        logits: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), StepError> {
         self.fill(rows)?;
-        self.context.decode(&mut self.batch).map_err(|error| StepError(error.to_string()))?;
+        self.context
+            .decode(&mut self.batch)
+            .map_err(|error| StepError(error.to_string()))?;
         for row in rows {
             self.held[row.seq.0 as usize] += 1;
         }
         for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
             debug_assert!(row.logits);
             // The index is below the batch size, and this row asked for logits: it can't panic.
-            logits(index, self.context.get_logits_ith(i32::try_from(index).unwrap_or(0)));
+            logits(
+                index,
+                self.context
+                    .get_logits_ith(i32::try_from(index).unwrap_or(0)),
+            );
         }
         Ok(())
     }
 
     fn cuttable(&self, seq: SeqId) -> RangeInclusive<Position> {
-        let Some(held) = self.held.get(seq.0 as usize).copied() else { return 0..=0 };
+        let Some(held) = self.held.get(seq.0 as usize).copied() else {
+            return 0..=0;
+        };
         if self.uncuttable {
             return held..=held;
         }
         // -1 is an empty sequence. A full cache holds everything from 0 on.
         let oldest = self.context.kv_cache_seq_pos_min(seq.0.cast_signed());
-        let Ok(oldest) = Position::try_from(oldest) else { return 0..=0 };
+        let Ok(oldest) = Position::try_from(oldest) else {
+            return 0..=0;
+        };
         match self.window {
             // A token at n sees from n - window + 1 on: all of that must still be there.
             Some(window) if oldest > 0 => oldest.saturating_add(window).min(held)..=held,
@@ -102,12 +129,17 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn truncate(&mut self, seq: SeqId, to: Position) {
-        let Some(held) = self.held.get_mut(seq.0 as usize) else { return };
+        let Some(held) = self.held.get_mut(seq.0 as usize) else {
+            return;
+        };
         if to >= *held {
             return;
         }
         let from = (to > 0).then_some(to);
-        if let Err(error) = self.context.kv_cache_seq_rm(seq.0.cast_signed(), from, None) {
+        if let Err(error) = self
+            .context
+            .kv_cache_seq_rm(seq.0.cast_signed(), from, None)
+        {
             // Only caches that can't be cut refuse, and those are never asked to (`cuttable`).
             tracing::error!(%error, ?seq, to, "a sequence could not be cut");
         }
@@ -115,9 +147,14 @@ impl Decoder for LlamaDecoder<'_> {
     }
 
     fn clear(&mut self, seq: SeqId) {
-        let Some(held) = self.held.get_mut(seq.0 as usize) else { return };
+        let Some(held) = self.held.get_mut(seq.0 as usize) else {
+            return;
+        };
         // Also when it holds nothing in our book: a failed step may have left cells.
-        if let Err(error) = self.context.kv_cache_seq_rm(seq.0.cast_signed(), None, None) {
+        if let Err(error) = self
+            .context
+            .kv_cache_seq_rm(seq.0.cast_signed(), None, None)
+        {
             tracing::error!(%error, ?seq, "a sequence could not be cleared");
         }
         *held = 0;

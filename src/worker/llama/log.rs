@@ -11,8 +11,11 @@ const TARGET: &str = "llama-cpp-2";
 /// More lines are not kept.
 const MOST: usize = 64;
 
-static COLLECTED: Mutex<Collected> =
-    Mutex::new(Collected { errors: Vec::new(), buffers: Vec::new(), kernels: Vec::new() });
+static COLLECTED: Mutex<Collected> = Mutex::new(Collected {
+    errors: Vec::new(),
+    buffers: Vec::new(),
+    kernels: Vec::new(),
+});
 
 struct Collected {
     errors: Vec<String>,
@@ -78,14 +81,20 @@ fn reason(line: &str) -> &str {
 fn buffer(line: &str) -> Option<(String, u64)> {
     let (name, size) = reason(line).split_once("buffer size =")?;
     let mebibytes: f64 = size.trim().strip_suffix("MiB")?.trim().parse().ok()?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in a log line")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a size in a log line"
+    )]
     let bytes = (mebibytes.max(0.0) * 1_048_576.0) as u64;
     Some((name.trim().to_owned(), bytes))
 }
 
 /// `repack: repack tensor blk.0.attn_q.weight with q4_0_8x8` → `q4_0_8x8`
 fn kernel(line: &str) -> Option<&str> {
-    line.contains("repack tensor").then(|| line.rsplit_once(" with "))?.map(|(_, kernel)| kernel.trim())
+    line.contains("repack tensor")
+        .then(|| line.rsplit_once(" with "))?
+        .map(|(_, kernel)| kernel.trim())
 }
 
 /// Sends llama.cpp's log to `tracing`, once per process.
@@ -103,19 +112,31 @@ pub(super) fn forget() {
 
 /// Error lines since [`forget`]; the useful one comes first: later ones only repeat that loading failed.
 pub(super) fn errors() -> Vec<String> {
-    let mut errors = COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).errors.clone();
+    let mut errors = COLLECTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .errors
+        .clone();
     errors.reverse();
     errors
 }
 
 /// Names and bytes of the buffers since [`forget`].
 pub(super) fn buffers() -> Vec<(String, u64)> {
-    COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).buffers.clone()
+    COLLECTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .buffers
+        .clone()
 }
 
 /// Names of the repacked layouts since [`forget`].
 pub(super) fn kernels() -> Vec<String> {
-    COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).kernels.clone()
+    COLLECTED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .kernels
+        .clone()
 }
 
 #[cfg(test)]
@@ -129,6 +150,9 @@ mod tests {
         assert_eq!(buffer("llama_context: n_ctx = 512"), None);
         let line = "repack: repack tensor blk.0.attn_q.weight with q4_0_8x8";
         assert_eq!(kernel(line), Some("q4_0_8x8"));
-        assert_eq!(reason("llama_model_load: error loading model: no"), "error loading model: no");
+        assert_eq!(
+            reason("llama_model_load: error loading model: no"),
+            "error loading model: no"
+        );
     }
 }

@@ -6,7 +6,9 @@ use llama_cpp_2::model::LlamaModel;
 
 /// Compares what the context will allocate (KV cells in F16 and logits of a whole batch in F32) with available memory.
 pub(super) fn check(model: &LlamaModel, sizes: &Sizes) -> Result<(), LoadError> {
-    let Some(available) = available() else { return Ok(()) };
+    let Some(available) = available() else {
+        return Ok(());
+    };
     let per_cell = bytes_per_cell(model).max(1);
     let logits = u64::from(sizes.batch) * u64::try_from(model.n_vocab()).unwrap_or(0) * 4;
     let cells = u64::from(sizes.context.get());
@@ -31,7 +33,11 @@ pub(super) fn check(model: &LlamaModel, sizes: &Sizes) -> Result<(), LoadError> 
 fn bytes_per_cell(model: &LlamaModel) -> u64 {
     let number = |key: &str| -> Option<u64> {
         let architecture = model.meta_val_str("general.architecture").ok()?;
-        model.meta_val_str(&format!("{architecture}.{key}")).ok()?.parse().ok()
+        model
+            .meta_val_str(&format!("{architecture}.{key}"))
+            .ok()?
+            .parse()
+            .ok()
     };
     let heads = u64::from(model.n_head().max(1));
     let head = u64::try_from(model.n_embd()).unwrap_or(0) / heads;
@@ -43,10 +49,19 @@ fn bytes_per_cell(model: &LlamaModel) -> u64 {
 /// Bytes of memory that can be had without swapping (`MemAvailable`), within the cgroup's limit if it has one.
 fn available() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let machine = kibibytes << 10;
-    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
-    let group = read("memory.max").map(|most| most.saturating_sub(read("memory.current").unwrap_or(0)));
+    let read = |file: &str| {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}"))
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
+    let group =
+        read("memory.max").map(|most| most.saturating_sub(read("memory.current").unwrap_or(0)));
     Some(group.map_or(machine, |group| group.min(machine)))
 }

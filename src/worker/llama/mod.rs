@@ -45,22 +45,32 @@ impl Backend for Llama {
         let params = LlamaModelParams::default().with_progress_callback(progress);
         let model = LlamaModel::load_from_file(backend, &config.model, &params).map_err(|_| {
             // The binding's error says nothing; the reason stands in the log.
-            let why = log::errors().pop().unwrap_or_else(|| "llama.cpp did not say why".into());
+            let why = log::errors()
+                .pop()
+                .unwrap_or_else(|| "llama.cpp did not say why".into());
             LoadError(format!("{} can't be loaded: {why}", config.model.display()))
         })?;
         let model = Arc::new(model);
         let sizes = Sizes::new(config, &model)?;
         memory::check(&model, &sizes)?;
-        let vocab = Arc::new(LlamaVocabulary::new(Arc::clone(&model))?);
+        let vocab = Arc::new(LlamaVocabulary::new(&model)?);
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
         // once is not sound.
-        let context = model.new_context(backend, sizes.context_params(config)).map_err(|_| {
-            let why = log::errors().pop().unwrap_or_else(|| "llama.cpp did not say why".into());
-            LoadError(format!("no context for {}: {why}", config.model.display()))
-        })?;
+        let context = model
+            .new_context(backend, sizes.context_params(config))
+            .map_err(|_| {
+                let why = log::errors()
+                    .pop()
+                    .unwrap_or_else(|| "llama.cpp did not say why".into());
+                LoadError(format!("no context for {}: {why}", config.model.display()))
+            })?;
         let info = describe(&model, &sizes, context.n_ctx());
         let mut decoder = LlamaDecoder::new(&model, context, &info, sizes.batch);
-        serve(Loaded { info, vocab, decoder: &mut decoder });
+        serve(Loaded {
+            info,
+            vocab,
+            decoder: &mut decoder,
+        });
         Ok(())
     }
 }
@@ -72,16 +82,21 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
         log::connect();
         LlamaBackend::init().map_err(|error| error.to_string())
     });
-    backend.as_ref().map_err(|error| LoadError(format!("llama.cpp does not start: {error}")))
+    backend
+        .as_ref()
+        .map_err(|error| LoadError(format!("llama.cpp does not start: {error}")))
 }
 
 /// Says plainly what llama.cpp would only hint at.
 fn check_file(path: &Path) -> Result<(), LoadError> {
     let name = path.display();
     if path.to_str().is_none_or(|path| path.contains('\0')) {
-        return Err(LoadError(format!("{name}: llama.cpp needs a path in UTF-8")));
+        return Err(LoadError(format!(
+            "{name}: llama.cpp needs a path in UTF-8"
+        )));
     }
-    let mut file = File::open(path).map_err(|error| LoadError(format!("{name} can't be opened: {error}")))?;
+    let mut file =
+        File::open(path).map_err(|error| LoadError(format!("{name} can't be opened: {error}")))?;
     let mut magic = [0; 4];
     if path.is_dir() {
         return Err(LoadError(format!("{name} is a directory, not a GGUF file")));
@@ -108,7 +123,9 @@ impl Sizes {
     fn new(config: &WorkerConfig, model: &LlamaModel) -> Result<Self, LoadError> {
         let sequences = config.parallel;
         if !(1..=MOST_SEQUENCES).contains(&sequences) {
-            return Err(LoadError(format!("--parallel {sequences}: use 1 to {MOST_SEQUENCES}")));
+            return Err(LoadError(format!(
+                "--parallel {sequences}: use 1 to {MOST_SEQUENCES}"
+            )));
         }
         let trained = match model.n_ctx_train() {
             0 => DEFAULT_CONTEXT_PER_SEQUENCE,
@@ -127,7 +144,8 @@ impl Sizes {
             )));
         }
         let context = share.checked_mul(sequences).and_then(NonZeroU32::new);
-        let context = context.ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
+        let context =
+            context.ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
         let batch = config.batch_size;
         if batch < sequences || batch > 8192 {
             return Err(LoadError(format!(
@@ -161,7 +179,12 @@ impl Sizes {
 }
 
 fn describe(model: &LlamaModel, sizes: &Sizes, padded: u32) -> ModelInfo {
-    let meta = |key: &str| model.meta_val_str(key).ok().filter(|value| !value.is_empty());
+    let meta = |key: &str| {
+        model
+            .meta_val_str(key)
+            .ok()
+            .filter(|value| !value.is_empty())
+    };
     ModelInfo {
         name: meta("general.name"),
         architecture: meta("general.architecture").unwrap_or_default(),
