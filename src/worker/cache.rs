@@ -3,11 +3,14 @@
 
 use super::decoder::{Position, SeqId};
 use crate::engine::Token;
+use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 
 /// A sequence that would lose more than nine tenths of what it holds is left alone when another one is free: every
 /// chat begins with the same few tokens, and they are no reason to forget a long conversation.
 const WORTHWHILE: usize = 10;
+/// Fewer tokens than this are no reason to take a sequence that lies apart from the busy ones.
+const ROUGHLY: usize = 16;
 
 /// The sequences and the tokens that their KV cells stand for.
 #[derive(Debug)]
@@ -60,17 +63,19 @@ impl Cache {
                 };
                 (index, keep, held)
             })
-            // Most to keep first; then an empty one; then the one that was not used for the longest time.
-            .max_by_key(|(_, keep, held)| {
-                let counted = if keep * WORTHWHILE >= held.tokens.len() {
-                    *keep
-                } else {
-                    0
-                };
+            // Much to keep first; then beside a busy one; then the most to keep; then an empty one; then the one that was
+            // not used for the longest time.
+            .max_by_key(|(index, keep, held)| {
+                let worth = keep * WORTHWHILE >= held.tokens.len();
+                let counted = if worth { *keep } else { 0 };
+                let (empty, age) = (held.tokens.is_empty(), Reverse(held.used));
                 (
+                    counted / ROUGHLY,
+                    self.beside_a_busy_one(*index),
                     counted,
-                    held.tokens.is_empty(),
-                    std::cmp::Reverse(held.used),
+                    empty,
+                    age,
+                    Reverse(*index),
                 )
             })
             .map(|(index, keep, _)| (index, keep))?;
@@ -84,6 +89,13 @@ impl Cache {
             seq: seq(index),
             keep: Position::try_from(keep).unwrap_or(Position::MAX),
         })
+    }
+
+    /// llama.cpp takes the rows of a step in one pass over the weights only where their sequences are neighbours; every gap costs
+    /// another pass.
+    fn beside_a_busy_one(&self, index: usize) -> bool {
+        let busy = |index: usize| self.held.get(index).is_some_and(|held| held.busy);
+        busy(index + 1) || index.checked_sub(1).is_some_and(busy)
     }
 
     /// Notes that a token was decoded.
@@ -236,6 +248,36 @@ mod tests {
         assert_eq!(next.seq, b.seq);
         assert_eq!(cache.take(&tokens(&[3]), true, anywhere), None);
         assert!(!cache.any_idle());
+    }
+
+    #[test]
+    fn busy_sequences_stay_neighbours() {
+        let mut cache = Cache::new(4);
+        let take = |cache: &mut Cache| {
+            cache
+                .take(&tokens(&[7]), true, anywhere)
+                .expect("idle")
+                .seq
+                .0
+        };
+        assert_eq!(
+            [take(&mut cache), take(&mut cache), take(&mut cache)],
+            [0, 1, 2]
+        );
+        for seq in [0, 1, 2] {
+            cache.push(SeqId(seq), Token(100 + seq));
+        }
+        cache.release(SeqId(0));
+        cache.release(SeqId(2));
+        assert_eq!(
+            take(&mut cache),
+            0,
+            "2 would do as well, 3 is empty but lies apart"
+        );
+        let choice = cache
+            .take(&tokens(&[102, 1]), true, anywhere)
+            .expect("idle");
+        assert_eq!((choice.seq, choice.keep), (SeqId(2), 1));
     }
 
     #[test]

@@ -99,6 +99,7 @@ struct Engine<'a> {
     vocab: Arc<dyn Vocab>,
     decoder: &'a mut dyn Decoder,
     queue: FairQueue<Box<Arrival>>,
+    /// In the order of their sequences.
     running: Vec<Sequence>,
     cache: Cache,
     pace: Pace,
@@ -180,7 +181,7 @@ impl Engine<'_> {
                     self.events.push((sequence.arrival.id, failed));
                 }
                 self.cache.release(sequence.seq);
-                self.running.swap_remove(at);
+                self.running.remove(at);
                 continue;
             }
             at += 1;
@@ -210,29 +211,29 @@ impl Engine<'_> {
                 cached_tokens: sequence.cached(),
             };
             self.events.push((sequence.arrival.id, started));
-            self.running.push(sequence);
+            let place = self
+                .running
+                .partition_point(|other| other.seq < sequence.seq);
+            self.running.insert(place, sequence);
         }
     }
 
-    /// One step: a row for each running answer, then prefill chunks in what time is left.
+    /// One step: a row for each running answer, and prefill chunks in what time is left. Rows are in the order of their
+    /// sequences, which llama.cpp needs to take them all in one pass over the weights.
     fn step(&mut self) -> bool {
         self.rows.clear();
-        self.rows.extend(
-            self.running
-                .iter()
-                .filter(|s| !s.is_done())
-                .filter_map(Sequence::decode_row),
+        let running = || self.running.iter().filter(|sequence| !sequence.is_done());
+        let decoding = count(
+            running()
+                .filter(|sequence| sequence.decode_row().is_some())
+                .count(),
         );
-        let decoding = count(self.rows.len());
-        let prompts: Vec<u32> = self
-            .running
-            .iter()
-            .map(|s| if s.is_done() { 0 } else { s.prefill_left() })
-            .collect();
-        if prompts.iter().any(|left| *left > 0) {
-            let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
-            for (sequence, share) in self.running.iter().zip(share_rows(&prompts, budget)) {
-                sequence.append_prefill(share, &mut self.rows);
+        let prompts: Vec<u32> = running().map(Sequence::prefill_left).collect();
+        let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        for (sequence, share) in running().zip(share_rows(&prompts, budget)) {
+            match sequence.decode_row() {
+                Some(row) => self.rows.push(row),
+                None => sequence.append_prefill(share, &mut self.rows),
             }
         }
         if self.rows.is_empty() {

@@ -126,7 +126,7 @@ pub struct Pace {
 
 /// Rows of the first chunk, when nothing is known: about a step on a slow phone.
 const FIRST_ROWS: u32 = 16;
-/// From this many rows on, a step tells what a row costs; smaller ones are all base.
+/// From this many rows on, a step tells what a row costs; of smaller ones only good news is believed.
 const TELLING_ROWS: u32 = 8;
 /// How much faster than the last chunk the next one may be.
 const GROWTH: u32 = 4;
@@ -172,19 +172,25 @@ impl Pace {
         if !ms.is_finite() || ms <= 0.0 {
             return;
         }
-        let rows = decoding + prefill;
         if prefill == 0 {
             self.base_ms = if self.base_ms == 0.0 {
                 ms
             } else {
                 0.8 * self.base_ms + 0.2 * ms
             };
-        } else if rows >= TELLING_ROWS {
-            self.last_rows = prefill;
-            let row_ms = ((ms - self.base_ms) / f64::from(rows)).max(ms / f64::from(rows) / 4.0);
-            // Half old, half new: one step that the system interrupted is forgotten after a few.
-            self.row_ms = Some(self.row_ms.map_or(row_ms, |old| 0.5 * old + 0.5 * row_ms));
+            return;
         }
+        let rows = f64::from(decoding + prefill);
+        let row_ms = ((ms - self.base_ms) / rows).max(ms / rows / 4.0);
+        let telling = decoding + prefill >= TELLING_ROWS;
+        self.row_ms = match self.row_ms {
+            None => Some(row_ms),
+            // Half old, half new: one step that the system interrupted is forgotten after a few.
+            Some(old) if telling || row_ms < old => Some(0.5 * old + 0.5 * row_ms),
+            // A few rows cost a whole pass over the weights, which says little about the next row.
+            old => old,
+        };
+        self.last_rows = prefill;
     }
 }
 
@@ -264,6 +270,23 @@ mod tests {
             pace.observe(1, rows, cost(rows + 1));
         }
         assert!((72..=96).contains(&rows), "{rows} rows");
+    }
+
+    #[test]
+    fn pace_recovers_from_an_interruption() {
+        let mut pace = Pace::new(300);
+        let cost = |rows: u32| 3.0 + 3.0 * f64::from(rows);
+        pace.observe(0, 64, cost(64));
+        // The system gave the cores to somebody else for a while.
+        for _ in 0..4 {
+            pace.observe(0, pace.prefill_rows(0, 512), 9000.0);
+        }
+        assert!(pace.prefill_rows(0, 512) < 8);
+        for _ in 0..12 {
+            let rows = pace.prefill_rows(0, 512);
+            pace.observe(0, rows, cost(rows));
+        }
+        assert!(pace.prefill_rows(0, 512) >= 64, "{pace:?}");
     }
 
     #[test]
