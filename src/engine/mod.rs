@@ -6,6 +6,7 @@
 
 pub mod wire;
 
+mod connection;
 mod handle;
 mod launch;
 mod supervisor;

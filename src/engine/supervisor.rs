@@ -4,17 +4,16 @@
 //! a dead worker again, with pauses when it does not get as far as a token. Nothing here waits for a reader: each
 //! route's buffer covers all events that its request can have.
 
-use super::launch::{Ending, Launched, Spawner};
-use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
+use super::connection::{Life, Over, STALL_TICKS, finish, read_frames, write_frames};
+use super::launch::Spawner;
+use super::wire::{BUILD, FromWorker, RequestId, ToWorker};
 use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerStats};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 /// Longest pause between two starts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -22,10 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const HOPELESS_DEATHS: u32 = 3;
 /// How often a request may be handed to a worker that dies before it answers.
 const ATTEMPTS: u32 = 2;
-/// Parts of the stall limit that are counted.
-const STALL_TICKS: u32 = 10;
-/// How long a worker may take to end when asked.
-const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What handles ask of the supervisor.
 pub(super) enum Command {
@@ -99,16 +94,6 @@ struct Supervisor {
     barren_deaths: u32,
 }
 
-/// Why a worker's life is over.
-enum Over {
-    /// Asked to stop.
-    Stopped,
-    /// It said that the model can't be loaded.
-    LoadFailed(String),
-    /// It died, hung, or spoke nonsense.
-    Died(String),
-}
-
 impl Supervisor {
     async fn run(mut self) {
         loop {
@@ -176,10 +161,12 @@ impl Supervisor {
             return over;
         }
         loop {
+            // An idle engine must not wake the processor ten times a stall limit.
+            let busy = !life.ready || self.routes.values().any(|route| route.sent.is_some());
             let step = tokio::select! {
                 frame = life.frames.recv() => self.on_frame(life, frame),
                 command = self.commands.recv() => self.on_command(Some(life), command),
-                late = life.ticks.tick() => self.on_tick(life, late),
+                due = life.ticks.tick(), if busy => self.on_tick(life, due),
             };
             if let Err(over) = step {
                 return over;
@@ -344,11 +331,11 @@ impl Supervisor {
         life.send(&ToWorker::Submit { id, request })
     }
 
-    /// Counts silence in our own ticks. A tick that came late itself (a frozen phone) starts the count anew.
+    /// Counts silence of a busy worker in our own ticks. A tick that came late itself (an idle engine, a frozen phone) starts the
+    /// count anew.
     fn on_tick(&mut self, life: &mut Life, due: Instant) -> Result<(), Over> {
-        let busy = !life.ready || self.routes.values().any(|route| route.sent.is_some());
         let late = due.elapsed() > 2 * life.ticks.period();
-        if !busy || late {
+        if late {
             life.silent_ticks = 0;
             return Ok(());
         }
@@ -375,14 +362,19 @@ impl Supervisor {
         match over {
             Over::Stopped => {}
             Over::LoadFailed(reason) => {
-                tracing::error!(reason, "the model can't be loaded");
+                // The first time it is the program's last word, and main says it.
+                if self.loaded_once {
+                    tracing::error!(reason, "the model can't be loaded");
+                }
                 self.fail_all(&EngineError::NotReady(reason.clone()));
                 self.state.send_replace(EngineState::Failed {
                     reason: reason.clone(),
                 });
             }
             Over::Died(reason) => {
-                tracing::error!(reason, in_flight = self.routes.len(), "the worker died");
+                if self.loaded_once {
+                    tracing::error!(reason, in_flight = self.routes.len(), "the worker died");
+                }
                 if self.barren_deaths == 1 {
                     pause = Duration::ZERO;
                 }
@@ -436,123 +428,6 @@ impl Supervisor {
             // A reader that has left needs no error.
             let _ = route.events.try_send(Event::Failed(error.clone()));
         }
-    }
-}
-
-/// The connection to one worker process.
-struct Life {
-    outgoing: mpsc::Sender<Vec<u8>>,
-    frames: mpsc::Receiver<io::Result<FromWorker>>,
-    ticks: tokio::time::Interval,
-    silent_ticks: u32,
-    load_ticks: u32,
-    greeted: bool,
-    ready: bool,
-}
-
-impl Life {
-    fn new(
-        options: &EngineOptions,
-        outgoing: mpsc::Sender<Vec<u8>>,
-        frames: mpsc::Receiver<io::Result<FromWorker>>,
-    ) -> Self {
-        let period = (options.stall / STALL_TICKS).max(Duration::from_millis(1));
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let load_ticks = options.load_stall.as_millis() / period.as_millis();
-        let load_ticks = u32::try_from(load_ticks).unwrap_or(u32::MAX);
-        Self {
-            outgoing,
-            frames,
-            ticks,
-            silent_ticks: 0,
-            load_ticks,
-            greeted: false,
-            ready: false,
-        }
-    }
-
-    fn send(&mut self, frame: &ToWorker) -> Result<(), Over> {
-        let bytes = wire::encode(frame).map_err(|error| Over::Died(error.to_string()))?;
-        self.outgoing.try_send(bytes).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                Over::Died("it stopped reading and was ended".into())
-            }
-            // The reader will tell how it ended.
-            mpsc::error::TrySendError::Closed(_) => Over::Died(String::new()),
-        })
-    }
-}
-
-async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {
-    loop {
-        let frame = match wire::read_async(&mut from).await {
-            Ok(None) => return,
-            Ok(Some(frame)) => Ok(frame),
-            // A worker that is killed between two reads resets the connection: a plain end.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
-            Err(error) => Err(error),
-        };
-        let broken = frame.is_err();
-        if to.send(frame).await.is_err() || broken {
-            return;
-        }
-    }
-}
-
-async fn write_frames(mut to: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
-    while let Some(frame) = frames.recv().await {
-        if to.write_all(&frame).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Makes sure that the worker is gone, and tells how it went where that was not clear.
-async fn finish(over: Over, launched: &mut Launched) -> Over {
-    // Closing our last clone of its socket is the word to go; dying takes it a moment.
-    let asked = matches!(over, Over::Stopped | Over::LoadFailed(_));
-    let expected = asked || matches!(&over, Over::Died(reason) if reason.is_empty());
-    if asked {
-        let _ = launched.stream.shutdown(std::net::Shutdown::Both);
-    }
-    let patience = if expected {
-        EXIT_PATIENCE
-    } else {
-        Duration::ZERO
-    };
-    let ending = if let Ok(ending) = timeout(patience, &mut launched.ended).await {
-        ending.ok()
-    } else {
-        launched.kill();
-        let ended = timeout(EXIT_PATIENCE, &mut launched.ended).await;
-        ended.ok().and_then(Result::ok)
-    };
-    if let Some(ending) = &ending
-        && !asked
-    {
-        for line in &ending.last_lines {
-            tracing::warn!(target: "pocket_llm::worker_log", "{}", line.escape_debug());
-        }
-    }
-    match (over, ending) {
-        (Over::Died(reason), Some(ending)) if reason.is_empty() => Over::Died(obituary(&ending)),
-        (Over::Died(reason), None) if reason.is_empty() => {
-            Over::Died("it closed its connection".into())
-        }
-        (over, _) => over,
-    }
-}
-
-fn obituary(ending: &Ending) -> String {
-    match (ending.signal, ending.code) {
-        (Some(9), _) => "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on \
-                         background processes"
-            .into(),
-        (Some(15), _) => "killed from outside by signal 15".into(),
-        (Some(signal), _) => format!("it crashed with signal {signal}"),
-        (None, Some(code)) => format!("it ended by itself with status {code}"),
-        (None, None) => "it ended".into(),
     }
 }
 

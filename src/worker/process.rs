@@ -29,6 +29,8 @@ pub fn main(backend: &dyn Backend) -> Result<()> {
     }
     drop(guard);
     no_core_dumps();
+    // Started from /proc/self/exe, it would be called `exe` in `ps` and `top`.
+    let _ = rustix::thread::set_name(c"pocket-llm-work");
     offer_to_the_oom_killer();
     super::serve(stream, backend, end_at_once);
     Ok(())

@@ -6,7 +6,6 @@ use super::super::super::json;
 use crate::engine::{EngineError, Message, Prompt, Request, Role, Sampling};
 use crate::models::Family;
 use serde_json::Value;
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Tokens of an answer when a request names no number: a page of text.
 const DEFAULT_MAX_TOKENS: u32 = 1024;
@@ -96,7 +95,7 @@ impl TextRequest {
                 repeat_last_n: self.repeat_last_n.unwrap_or(DEFAULT_REPEAT_LAST_N),
                 frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                 presence_penalty: self.presence_penalty.unwrap_or(0.0),
-                seed: self.seed.unwrap_or_else(random_seed),
+                seed: self.seed.unwrap_or_else(Sampling::random_seed),
             },
             stop: self.stop,
             max_tokens: Some(self.max_tokens),
@@ -109,11 +108,6 @@ impl TextRequest {
 
 fn at_most(value: Option<u64>, most: u32) -> Option<u32> {
     value.map(|value| u32::try_from(value).unwrap_or(u32::MAX).min(most))
-}
-
-/// Programs that keep seeds in a double must get them back whole: 53 bits.
-fn random_seed() -> u64 {
-    RandomState::new().build_hasher().finish() >> 11
 }
 
 fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {

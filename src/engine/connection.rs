@@ -1,0 +1,147 @@
+//! The connection to one worker: frames in and out by tasks of their own, the count of its silence, and how it ended.
+
+use super::EngineOptions;
+use super::launch::{Ending, Launched};
+use super::wire::{self, FromWorker, ToWorker};
+use std::io;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// Parts of the stall limit that are counted.
+pub(super) const STALL_TICKS: u32 = 10;
+/// How long a worker may take to end when asked.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a worker's life is over.
+pub(super) enum Over {
+    /// Asked to stop.
+    Stopped,
+    /// It said that the model can't be loaded.
+    LoadFailed(String),
+    /// It died, hung, or spoke nonsense.
+    Died(String),
+}
+
+/// The connection to one worker process.
+pub(super) struct Life {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    pub(super) frames: mpsc::Receiver<io::Result<FromWorker>>,
+    pub(super) ticks: tokio::time::Interval,
+    /// Ticks since the worker was last heard.
+    pub(super) silent_ticks: u32,
+    /// As many of them are too many while it loads.
+    pub(super) load_ticks: u32,
+    /// Whether it said which build it is.
+    pub(super) greeted: bool,
+    /// Whether its model is loaded.
+    pub(super) ready: bool,
+}
+
+impl Life {
+    pub(super) fn new(
+        options: &EngineOptions,
+        outgoing: mpsc::Sender<Vec<u8>>,
+        frames: mpsc::Receiver<io::Result<FromWorker>>,
+    ) -> Self {
+        let period = (options.stall / STALL_TICKS).max(Duration::from_millis(1));
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let load_ticks = options.load_stall.as_millis() / period.as_millis();
+        let load_ticks = u32::try_from(load_ticks).unwrap_or(u32::MAX);
+        Self {
+            outgoing,
+            frames,
+            ticks,
+            silent_ticks: 0,
+            load_ticks,
+            greeted: false,
+            ready: false,
+        }
+    }
+
+    pub(super) fn send(&mut self, frame: &ToWorker) -> Result<(), Over> {
+        let bytes = wire::encode(frame).map_err(|error| Over::Died(error.to_string()))?;
+        self.outgoing.try_send(bytes).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                Over::Died("it stopped reading and was ended".into())
+            }
+            // The reader will tell how it ended.
+            mpsc::error::TrySendError::Closed(_) => Over::Died(String::new()),
+        })
+    }
+}
+
+pub(super) async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {
+    loop {
+        let frame = match wire::read_async(&mut from).await {
+            Ok(None) => return,
+            Ok(Some(frame)) => Ok(frame),
+            // A worker that is killed between two reads resets the connection: a plain end.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+            Err(error) => Err(error),
+        };
+        let broken = frame.is_err();
+        if to.send(frame).await.is_err() || broken {
+            return;
+        }
+    }
+}
+
+pub(super) async fn write_frames(mut to: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        if to.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes sure that the worker is gone, and tells how it went where that was not clear.
+pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
+    // Closing our last clone of its socket is the word to go; dying takes it a moment.
+    let asked = matches!(over, Over::Stopped | Over::LoadFailed(_));
+    let expected = asked || matches!(&over, Over::Died(reason) if reason.is_empty());
+    if asked {
+        let _ = launched.stream.shutdown(std::net::Shutdown::Both);
+    }
+    let patience = if expected {
+        EXIT_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let ending = if let Ok(ending) = timeout(patience, &mut launched.ended).await {
+        ending.ok()
+    } else {
+        launched.kill();
+        let ended = timeout(EXIT_PATIENCE, &mut launched.ended).await;
+        ended.ok().and_then(Result::ok)
+    };
+    if let Some(ending) = &ending
+        && !asked
+    {
+        for line in &ending.last_lines {
+            tracing::warn!(target: "pocket_llm::worker_log", "{}", line.escape_debug());
+        }
+    }
+    match (over, ending) {
+        (Over::Died(reason), Some(ending)) if reason.is_empty() => Over::Died(obituary(&ending)),
+        (Over::Died(reason), None) if reason.is_empty() => {
+            Over::Died("it closed its connection".into())
+        }
+        (over, _) => over,
+    }
+}
+
+fn obituary(ending: &Ending) -> String {
+    match (ending.signal, ending.code) {
+        (Some(9), _) => "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on \
+                         background processes"
+            .into(),
+        (Some(15), _) => "killed from outside by signal 15".into(),
+        (Some(signal), _) => format!("it crashed with signal {signal}"),
+        (None, Some(code)) => format!("it ended by itself with status {code}"),
+        (None, None) => "it ended".into(),
+    }
+}
