@@ -4,6 +4,7 @@ use crate::client;
 use crate::models::test_model;
 use crate::program::{Finished, Program, ticks};
 use crate::server::{FILE, Server, greedy};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::net::TcpListener;
@@ -317,4 +318,39 @@ async fn an_idle_server_computes_nothing() {
     sleep(Duration::from_secs(3)).await;
     let used = both() - before;
     assert!(used <= 3, "{used} ticks in 3 s");
+}
+
+/// A terminal that was closed, a log collector that was restarted.
+#[tokio::test]
+async fn a_server_outlives_who_reads_its_output() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let log = writer.try_clone().unwrap();
+    let server = Server::with(&["--drain-delay", "0"], |command| {
+        command.stderr(log);
+    })
+    .await;
+    drop((reader, writer));
+    for _ in 0..3 {
+        server.answer(greedy("Say hello.", 8)).await;
+    }
+    let worker = server.worker().await;
+    server.program.signal(Signal::TERM);
+    server.ends_with(0, worker).await;
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let program = Program::start(&["serve"], |command| {
+        command
+            .arg(test_model(FILE))
+            .args(["--port", "0", "--drain-delay", "0"])
+            .stdout(writer);
+    });
+    program
+        .until("it is loaded", |program| {
+            program.errors().contains("model loaded")
+        })
+        .await;
+    program.signal(Signal::TERM);
+    let finished = program.finished().await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
 }
