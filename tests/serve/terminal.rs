@@ -71,7 +71,7 @@ async fn a_pipe_comes_after_the_prompt() {
 
 #[tokio::test]
 async fn the_speed_is_told_on_standard_error_to_who_asks() {
-    for (flags, value) in [(&["-v"][..], None), (&[], Some("true"))] {
+    for (flags, value) in [(&["-v"][..], None), (&[], Some("true")), (&[], Some("1"))] {
         let program = start(&["hi", "-n", "4"], |command| {
             command.args(flags);
             if let Some(value) = value {
