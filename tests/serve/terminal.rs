@@ -119,6 +119,30 @@ async fn an_interrupt_ends_the_answer_with_130() {
     assert_eq!(finished.stderr.trim(), "");
 }
 
+#[tokio::test]
+async fn a_model_that_can_not_be_loaded_is_one_sentence() {
+    for (arguments, expected) in [
+        (
+            ["run", "/no/such/model.gguf", "hi"],
+            "/no/such/model.gguf can't be opened",
+        ),
+        (["run", "Cargo.toml", "hi"], "Cargo.toml is not a GGUF file"),
+    ] {
+        let finished = Program::start(&arguments, |_| {}).finished().await;
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.stderr);
+        let sentence = format!("pocket-llm: {expected}");
+        assert!(
+            finished.stderr.starts_with(&sentence),
+            "{}",
+            finished.stderr
+        );
+        assert_eq!(
+            (finished.stderr.lines().count(), finished.stdout.as_str()),
+            (1, "")
+        );
+    }
+}
+
 /// A chat in a pseudo-terminal, which `script` makes: what we write to its standard input is typed.
 fn chat() -> Program {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
