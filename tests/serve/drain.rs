@@ -33,23 +33,24 @@ async fn becomes_unready(server: &Server) {
 }
 
 async fn streams_finish_after(signal: Signal) {
-    let server = start(&["--parallel", "4", "--drain-delay", "3"]).await;
+    let flags = ["--parallel", "3", "--drain-delay", "3", "--grace", "100"];
+    let server = start(&flags).await;
     let worker = server.worker().await;
-    let streams = server.long_streams(3, 300).await;
+    let streams = server.long_streams(3, 200).await;
     signal_all(&server, worker, signal);
     let signalled = Instant::now();
     becomes_unready(&server).await;
     assert_eq!(server.get("/livez").await.status, 200);
     assert_eq!(server.status().await["draining"], true);
-    let body = greedy("Say hello.", 8).to_string();
-    let late = server.ask(body).await;
+    // It has to wait for one of the others.
+    let late = server.ask(greedy("Say hello.", 8).to_string()).await;
     assert_eq!(late.status, 200, "still served: {}", late.text());
     assert_eq!(late.header("connection"), Some("close"));
     for stream in streams {
         let end = stream.end().await;
         assert_eq!(
             (end["type"].as_str(), end["metadata"]["tokenCount"].as_u64()),
-            (Some("complete"), Some(300))
+            (Some("complete"), Some(200))
         );
     }
     server.ends_with(0, worker).await;
@@ -82,6 +83,19 @@ async fn a_second_signal_ends_at_once() {
         let (_, complete) = streams.remove(0).whole().await;
         assert!(!complete, "its client sees that the end is missing");
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_meanwhile_holds_nobody_up() {
+    let server = start(&["--drain-delay", "1"]).await;
+    let worker = server.worker().await;
+    let mut streams = server.long_streams(1, 100_000).await;
+    server.program.signal_group(Signal::TERM);
+    becomes_unready(&server).await;
+    program::signal(worker, Signal::KILL);
+    let end = streams.remove(0).end().await;
+    assert_eq!(end["code"], "ENGINE_DIED");
+    server.ends_with(0, worker).await;
 }
 
 #[tokio::test]

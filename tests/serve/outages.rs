@@ -121,6 +121,23 @@ async fn kill_the_front(state: Option<Signal>) {
 }
 
 #[tokio::test]
+async fn a_front_killed_while_loading_takes_its_worker_along() {
+    let server = Server::listening(&[], |_| {}).await;
+    let mut worker = None;
+    while worker.is_none() {
+        worker = server.status().await["worker"]["pid"].as_u64();
+    }
+    let worker = u32::try_from(worker.unwrap()).unwrap();
+    let _orphan = Orphan {
+        worker,
+        front: server.program.pid(),
+    };
+    server.program.signal(Signal::KILL);
+    server.program.finished().await;
+    until("the worker is gone", || is_gone(worker)).await;
+}
+
+#[tokio::test]
 async fn a_killed_front_takes_its_worker_along() {
     kill_the_front(None).await;
 }
