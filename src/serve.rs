@@ -6,6 +6,7 @@ use crate::http::{self, App, HttpSettings, Lifecycle};
 use crate::metrics::Metrics;
 use crate::models::ServedModel;
 use anyhow::{Context, Result, bail};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,9 +117,12 @@ fn app(config: &Config, engine: EngineHandle, lifecycle: Lifecycle) -> App {
 }
 
 /// The one thing on standard output: where to reach us.
-#[expect(clippy::print_stdout, reason = "the address is the program's result")]
 fn announce(listener: &TcpListener) -> Result<()> {
-    println!("listening on http://{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    if let Err(error) = writeln!(std::io::stdout(), "listening on http://{address}") {
+        // Whoever started us has stopped reading (`| head -1`); clients come all the same.
+        tracing::warn!(%error, %address, "the address can't be printed");
+    }
     Ok(())
 }
 

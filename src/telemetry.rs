@@ -1,5 +1,6 @@
 //! Logs: lines of fields on standard error, as text or JSON. Standard output is for what a user asked for.
 
+use anyhow::Context;
 use clap::ValueEnum;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt;
@@ -18,7 +19,8 @@ pub enum LogFormat {
 /// Starts logging for the front. `filter` is in the syntax of tracing's `EnvFilter`, such as `info` or
 /// `pocket_llm=debug`.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)?;
+    let filter =
+        EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} can't be used"))?;
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)

@@ -77,7 +77,8 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             on_runtime(serve::serve(config))
         }
         Command::Run(args) => {
-            let log = if cli.log == "info" { "error" } else { &cli.log };
+            // What goes wrong is said in a sentence; a log line beside it would say it twice.
+            let log = if cli.log == "info" { "off" } else { &cli.log };
             telemetry::start(log, cli.log_format)?;
             on_runtime(run::run(args))
         }

@@ -9,6 +9,7 @@ use crate::engine::{
 use crate::models::Family;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,7 +47,7 @@ pub(super) struct RunArgs {
     seed: Option<u64>,
 
     /// Print tokens and speed on standard error after each answer
-    #[arg(long, short = 'v', env = "POCKET_LLM_VERBOSE")]
+    #[arg(long, short = 'v', env = "POCKET_LLM_VERBOSE", value_parser = FalseyValueParser::new())]
     verbose: bool,
 
     #[command(flatten)]

@@ -1,0 +1,25 @@
+//! The whole program from outside: the real binary with a real model, asked over HTTP, signalled and probed as a person at a
+//! terminal and as Kubernetes would.
+
+#![cfg(feature = "llama")]
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+#[expect(dead_code, reason = "the tests of the HTTP layer need more of it")]
+#[path = "../support/client.rs"]
+mod client;
+#[path = "../support/models.rs"]
+mod models;
+#[path = "../support/program.rs"]
+mod program;
+mod server;
+
+mod answers;
+mod drain;
+mod help;
+mod outages;
+mod readers;
+mod settings;
+mod terminal;
+
+// The client waits as long as we do.
+use program::within;
