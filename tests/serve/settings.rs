@@ -299,11 +299,15 @@ async fn every_host_answers_on_the_one_free_port() {
 /// Nobody's battery is used while nobody asks.
 #[tokio::test]
 async fn an_idle_server_computes_nothing() {
-    let server = Server::with(&[], |command| {
-        // All threads, as a user has them.
-        command.env_remove("POCKET_LLM_THREADS");
-    })
-    .await;
+    // All threads, as a user has them. Where they share their cores with much else, each layer waits for them, so the
+    // model has few.
+    let program = Program::start(&["serve"], |command| {
+        command
+            .arg(test_model("qwen2.5-tiny.gguf"))
+            .args(["--port", "0", "--ctx-size", "2048"]);
+    });
+    let server = Server::of(program, 1).await;
+    server.becomes_ready().await;
     server.answer(greedy("Say hello.", 8)).await;
     let worker = server.worker().await;
     let both = || ticks(server.program.pid()) + ticks(worker);
