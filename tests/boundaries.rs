@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn sources(folder: &str) -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src")
+        .join(folder);
     let mut folders = vec![root];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -29,7 +31,9 @@ fn mentions(folder: &str, words: &[&str], except: &str) -> Vec<String> {
             continue;
         }
         let text = fs::read_to_string(&file).expect("a source file");
-        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
         let hits = code.filter(|line| words.iter().any(|word| line.contains(word)));
         found.extend(hits.map(|line| format!("{name}: {}", line.trim())));
     }
@@ -38,8 +42,18 @@ fn mentions(folder: &str, words: &[&str], except: &str) -> Vec<String> {
 
 #[test]
 fn the_door_sees_engines_and_no_workers() {
-    assert_eq!(mentions("http", &["worker::", "crate::worker"], ""), [""; 0]);
-    assert_eq!(mentions("engine", &["worker::", "crate::worker", "axum", "hyper"], ""), [""; 0]);
+    assert_eq!(
+        mentions("http", &["worker::", "crate::worker"], ""),
+        [""; 0]
+    );
+    assert_eq!(
+        mentions(
+            "engine",
+            &["worker::", "crate::worker", "axum", "hyper"],
+            ""
+        ),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -50,7 +64,9 @@ fn only_one_folder_names_llama_cpp() {
 #[test]
 fn decisions_know_no_clock_no_channel_and_no_thread() {
     for file in ["scheduler.rs", "cache.rs"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/worker").join(file);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src/worker")
+            .join(file);
         let text = fs::read_to_string(path).expect("a source file");
         for word in ["std::time", "mpsc", "std::thread", "tokio", "std::sync"] {
             assert!(!text.contains(word), "{file} names {word}");

@@ -41,6 +41,7 @@ fn trials() -> Vec<Trial> {
         a_worker_killed_while_loading_is_started_again,
         a_worker_that_crashes_while_idle_is_replaced,
         a_stopped_worker_is_ended_and_replaced,
+        a_worker_that_computes_is_not_ended_for_being_slow,
         a_worker_that_never_loads_ends_in_errors_not_in_waiting,
         frames_cut_at_every_byte_end_in_a_restart,
         nonsense_frames_end_in_a_restart,
@@ -71,9 +72,12 @@ fn run(test: impl Future<Output = ()> + Send + 'static) -> Result<(), Failed> {
 fn act_as_worker(part: &str) {
     let socket = || UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     match part {
-        "steady" | "flood" | "crash-when-idle" => {
+        "steady" | "slow" | "flood" | "crash-when-idle" => {
             let script = Arc::new(Script::default());
             script.take_time(Duration::from_millis(2));
+            if part == "slow" {
+                script.burn_time(Duration::from_secs(1));
+            }
             if part == "flood" {
                 std::thread::spawn(|| {
                     let long = "x".repeat(100_000);
@@ -281,6 +285,15 @@ async fn a_stopped_worker_is_ended_and_replaced() {
     assert!(died(&read(running).await).contains("no progress"));
     assert!(is_gone(pid));
     answers(&engine).await;
+}
+
+async fn a_worker_that_computes_is_not_ended_for_being_slow() {
+    let mut options = with_worker("slow", 1, 1);
+    options.stall = Duration::from_millis(300);
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    let told = read(engine.submit(request("say:s|")).unwrap()).await;
+    assert_eq!((told.text.as_str(), engine.load().restarts), ("s", 0));
 }
 
 async fn a_worker_that_never_loads_ends_in_errors_not_in_waiting() {

@@ -8,10 +8,15 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// Parts of the stall limit that are counted.
-pub(super) const STALL_TICKS: u32 = 10;
+const STALL_TICKS: u32 = 10;
+/// A silent worker that computes gets this many stall limits: cores that others use as well slow a step down by factors, not
+/// by shares, because llama.cpp's threads wait for each other spinning.
+const PATIENCE_WITH_COMPUTING: u32 = 12;
+/// Processor time that tells a computing worker from one that is stopped or waits for ever, as a part of the silence.
+const COMPUTING: f64 = 0.02;
 /// How long a worker may take to end when asked.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -33,7 +38,10 @@ pub(super) struct Life {
     /// Ticks since the worker was last heard.
     pub(super) silent_ticks: u32,
     /// As many of them are too many while it loads.
-    pub(super) load_ticks: u32,
+    load_ticks: u32,
+    /// The worker's processor time when the silence began.
+    cpu_before: Option<Duration>,
+    pid: Option<u32>,
     /// Whether it said which build it is.
     pub(super) greeted: bool,
     /// Whether its model is loaded.
@@ -43,6 +51,7 @@ pub(super) struct Life {
 impl Life {
     pub(super) fn new(
         options: &EngineOptions,
+        pid: Option<u32>,
         outgoing: mpsc::Sender<Vec<u8>>,
         frames: mpsc::Receiver<io::Result<FromWorker>>,
     ) -> Self {
@@ -57,9 +66,47 @@ impl Life {
             ticks,
             silent_ticks: 0,
             load_ticks,
+            cpu_before: None,
+            pid,
             greeted: false,
             ready: false,
         }
+    }
+
+    /// Counts the silence of a busy worker in our own ticks. A tick that came late itself (an idle engine, a frozen phone) starts
+    /// the count anew.
+    pub(super) fn tick(&mut self, due: Instant) -> Result<(), Over> {
+        if due.elapsed() > 2 * self.ticks.period() {
+            self.silent_ticks = 0;
+            return Ok(());
+        }
+        if self.silent_ticks == 0 {
+            self.cpu_before = self.pid.and_then(cpu_time);
+        }
+        self.silent_ticks += 1;
+        let limit = if self.ready {
+            STALL_TICKS
+        } else {
+            self.load_ticks
+        };
+        let most = limit.saturating_mul(PATIENCE_WITH_COMPUTING);
+        let silence = self.ticks.period() * self.silent_ticks;
+        if self.silent_ticks <= limit || self.silent_ticks <= most && self.computed(silence) {
+            return Ok(());
+        }
+        let seconds = silence.as_secs_f64();
+        Err(Over::Died(format!(
+            "it made no progress for {seconds:.1} s and was ended"
+        )))
+    }
+
+    /// Whether the worker had processor time while it was silent.
+    fn computed(&self, silence: Duration) -> bool {
+        let now = self.pid.and_then(cpu_time);
+        let spent = now
+            .zip(self.cpu_before)
+            .map(|(now, before)| now.saturating_sub(before));
+        spent.is_some_and(|spent| spent >= silence.mul_f64(COMPUTING))
     }
 
     pub(super) fn send(&mut self, frame: &ToWorker) -> Result<(), Over> {
@@ -72,6 +119,20 @@ impl Life {
             mpsc::error::TrySendError::Closed(_) => Over::Died(String::new()),
         })
     }
+}
+
+/// The processor time that a process has had, all threads together (`utime` and `stime` of `proc_pid_stat(5)`).
+fn cpu_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything; after its bracket come state, then 10 numbers, then the two.
+    let (_, numbers) = stat.rsplit_once(')')?;
+    let mut ticks = numbers
+        .split_whitespace()
+        .skip(11)
+        .map_while(|number| number.parse::<u64>().ok());
+    let ticks = ticks.next()? + ticks.next()?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_millis(ticks * 1000 / per_second))
 }
 
 pub(super) async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {

@@ -4,7 +4,7 @@
 //! a dead worker again, with pauses when it does not get as far as a token. Nothing here waits for a reader: each
 //! route's buffer covers all events that its request can have.
 
-use super::connection::{Life, Over, STALL_TICKS, finish, read_frames, write_frames};
+use super::connection::{Life, Over, finish, read_frames, write_frames};
 use super::launch::Spawner;
 use super::wire::{BUILD, FromWorker, RequestId, ToWorker};
 use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerStats};
@@ -138,7 +138,7 @@ impl Supervisor {
         let (outgoing, frames_out) = mpsc::channel(4 * self.options.config.places as usize + 16);
         let reader = tokio::spawn(read_frames(read, frames_in));
         let writer = tokio::spawn(write_frames(write, frames_out));
-        let mut life = Life::new(&self.options, outgoing, frames);
+        let mut life = Life::new(&self.options, launched.pid, outgoing, frames);
         let over = self.serve(&mut life).await;
         drop(life);
         let over = finish(over, &mut launched).await;
@@ -166,7 +166,7 @@ impl Supervisor {
             let step = tokio::select! {
                 frame = life.frames.recv() => self.on_frame(life, frame),
                 command = self.commands.recv() => self.on_command(Some(life), command),
-                due = life.ticks.tick(), if busy => self.on_tick(life, due),
+                due = life.ticks.tick(), if busy => life.tick(due),
             };
             if let Err(over) = step {
                 return over;
@@ -329,28 +329,6 @@ impl Supervisor {
             route.attempts += 1;
         }
         life.send(&ToWorker::Submit { id, request })
-    }
-
-    /// Counts silence of a busy worker in our own ticks. A tick that came late itself (an idle engine, a frozen phone) starts the
-    /// count anew.
-    fn on_tick(&mut self, life: &mut Life, due: Instant) -> Result<(), Over> {
-        let late = due.elapsed() > 2 * life.ticks.period();
-        if late {
-            life.silent_ticks = 0;
-            return Ok(());
-        }
-        life.silent_ticks += 1;
-        let (limit, seconds) = if life.ready {
-            (STALL_TICKS, self.options.stall.as_secs_f64())
-        } else {
-            (life.load_ticks, self.options.load_stall.as_secs_f64())
-        };
-        if life.silent_ticks <= limit {
-            return Ok(());
-        }
-        Err(Over::Died(format!(
-            "it made no progress for {seconds} s and was ended"
-        )))
     }
 
     /// Ends or keeps the routes of a worker that is gone, and says how long to pause.

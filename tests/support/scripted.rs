@@ -123,6 +123,8 @@ struct State {
     cuts: Vec<(SeqId, Position)>,
     fail_step: Option<usize>,
     step_time: Duration,
+    /// Whether a step's time is spent computing or asleep.
+    burn: bool,
     window: Option<Position>,
 }
 
@@ -160,6 +162,12 @@ impl Script {
     /// Makes every step take this long.
     pub(crate) fn take_time(&self, step: Duration) {
         self.state.lock().unwrap().step_time = step;
+    }
+
+    /// Makes every step compute for this long.
+    pub(crate) fn burn_time(&self, step: Duration) {
+        let mut state = self.state.lock().unwrap();
+        (state.step_time, state.burn) = (step, true);
     }
 
     /// Makes sequences forget all but the last tokens, as a sliding window does.
@@ -205,9 +213,13 @@ impl Script {
         if state.fail_step == Some(step) {
             return Err(StepError("scripted".into()));
         }
-        let time = state.step_time;
+        let (time, burn) = (state.step_time, state.burn);
         drop(state);
-        std::thread::sleep(time);
+        let began = Instant::now();
+        while burn && began.elapsed() < time {
+            std::hint::spin_loop();
+        }
+        std::thread::sleep(time.saturating_sub(began.elapsed()));
         Ok(())
     }
 }
