@@ -38,8 +38,9 @@ build: setup ## Build the server
 .PHONY: run
 run: build ## Build, fetch MODEL (a file or a name), serve it on 127.0.0.1:8005; more flags in ARGS
 	@model=$$($(GET) --path '$(MODEL)'); \
-	printf '\nWhen it listens, try:\n\n  %s\n\n' "curl -s http://127.0.0.1:8005/ai/text -d '{\"text\":\"What is the capital of France?\"}'"; \
-	exec $(BINARY) serve "$$model" --host 127.0.0.1 --port 8005 $(ALIASES) $(ARGS)
+	printf '\nWhen it listens, try (at the address that it prints):\n\n  %s\n\n' \
+	  "curl -s http://127.0.0.1:$${POCKET_LLM_PORT:-8005}/ai/text -d '{\"text\":\"What is the capital of Japan?\"}'"; \
+	exec $(BINARY) serve "$$model" $(ALIASES) $(ARGS)
 
 .PHONY: test-models
 test-models: setup ## Fetch and make the models that the tests need
@@ -67,7 +68,7 @@ bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, onc
 	$(PYTHON) benches/compare.py --server $(BINARY) --peer "$${PEER:-$(POCKET_LLM_CACHE)/peer}/bin" --model "$$model" $(ARGS)
 
 .PHONY: cargo-bench
-cargo-bench: setup ## Run the criterion benchmarks of our own code
+cargo-bench: test-models ## Run the criterion benchmarks of our own code
 	cargo bench
 
 .PHONY: clean

@@ -1,7 +1,11 @@
 //! Prefill and decode speed of a real model through the whole engine (frames, scheduling, sampling and text included).
 //! Elements are tokens. The model is `$POCKET_LLM_BENCH_MODEL`, by default the small one of the tests.
 
+#[path = "../tests/support/models.rs"]
+mod models;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use models::test_model;
 use pocket_llm::engine::{
     EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Sampling, Usage,
     WorkerConfig,
@@ -16,14 +20,8 @@ const PROMPT_TOKENS: u32 = 512;
 const ANSWER_TOKENS: u32 = 64;
 
 fn model() -> PathBuf {
-    std::env::var_os("POCKET_LLM_BENCH_MODEL").map_or_else(
-        || {
-            let folder = std::env::var_os("POCKET_LLM_TEST_MODELS")
-                .expect("set POCKET_LLM_BENCH_MODEL to a GGUF file, or run `make cargo-bench`");
-            PathBuf::from(folder).join("SmolLM2-135M-Instruct.Q4_1.gguf")
-        },
-        PathBuf::from,
-    )
+    let chosen = std::env::var_os("POCKET_LLM_BENCH_MODEL").map(PathBuf::from);
+    chosen.unwrap_or_else(|| test_model("SmolLM2-135M-Instruct.Q4_1.gguf"))
 }
 
 async fn start(parallel: u32) -> EngineHandle {

@@ -1,23 +1,21 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
-use crate::engine::{EngineOptions, Launch, WorkerConfig};
+use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
 use clap::Args;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// More sequences are refused by llama.cpp.
-const MOST_PARALLEL: u32 = 256;
 /// More waiting requests are no service to anybody.
 const MOST_QUEUE: u32 = 4096;
 
 /// How a model is run; the same for `serve` and `run`.
 #[derive(Args, Clone, Debug)]
 pub struct EngineArgs {
-    /// KV cells in all, shared equally by the sequences of --parallel; a request (prompt and answer) fits into one share. More
-    /// cells cost memory: 23 KiB each for `SmolLM2` 135M, 26 KiB for Gemma 3 1B, 28 KiB for Qwen 2.5 1.5B [default: 2048
-    /// for each sequence, or what the model was trained with if that is less]
+    /// Tokens (prompt and answer) of all answers that run at once, each of which gets an equal share, rounded up to 256. They
+    /// cost memory: 23 KiB each for SmolLM2 135M, 26 KiB for Gemma 3 1B, 28 KiB for Qwen 2.5 1.5B [default: 2048 for each
+    /// answer, or what the model was trained with if that is less]
     #[arg(long, short = 'c', env = "POCKET_LLM_CTX_SIZE", value_name = "CELLS")]
     pub ctx_size: Option<u32>,
 
@@ -40,8 +38,9 @@ pub struct EngineArgs {
     )]
     pub batch_size: u32,
 
-    /// How long one step may take, in milliseconds. Long prompts are cut into chunks that keep to it: smaller values let
-    /// running answers and cancelled requests wait less, and make long prompts slower
+    /// How long a step should take at most, in milliseconds. Long prompts are cut into chunks that keep to it: smaller values
+    /// let running answers and cancelled requests wait less, and make long prompts slower. Decoding alone may take longer on a
+    /// slow machine
     #[arg(
         long,
         env = "POCKET_LLM_STEP_MS",
@@ -50,7 +49,8 @@ pub struct EngineArgs {
     )]
     pub step_ms: u32,
 
-    /// A worker process with work that makes no progress for this long is ended and started again
+    /// A worker process with work that says nothing for this long is ended and started again, at the latest after twelve
+    /// times as long if it still computes
     #[arg(
         long,
         env = "POCKET_LLM_STALL_SECONDS",
@@ -131,7 +131,7 @@ pub struct ServeArgs {
     #[arg(long, env = "POCKET_LLM_BODY_LIMIT", default_value_t = 8 << 20, value_name = "BYTES")]
     pub body_limit: usize,
 
-    /// Connections that are open at once; further ones wait in the system's backlog
+    /// Connections that are open at once; one more is accepted and waits, further ones wait in the system's backlog
     #[arg(
         long,
         env = "POCKET_LLM_MAX_CONNECTIONS",
@@ -239,8 +239,7 @@ impl ServeArgs {
         within("--max-connections", self.max_connections, 1, 65_536)?;
         if self.api_key.iter().any(|key| key.trim().is_empty()) {
             return Err(ConfigError(
-                "--api-key: an empty key protects nothing; leave the flag away or give a key"
-                    .into(),
+                "--api-key: an empty key protects nothing; leave the flag out or give a key".into(),
             ));
         }
         let aliases: Vec<String> = self
@@ -265,7 +264,11 @@ impl ServeArgs {
             model: self.model,
             aliases,
             engine,
-            api_keys: self.api_key,
+            api_keys: self
+                .api_key
+                .iter()
+                .map(|key| key.trim().to_owned())
+                .collect(),
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
             keep_alive: seconds(
@@ -289,16 +292,33 @@ impl EngineArgs {
         queue: u32,
         machine: Machine,
     ) -> Result<EngineOptions, ConfigError> {
-        within("--parallel", parallel, 1, MOST_PARALLEL)?;
+        within("--parallel", parallel, 1, MOST_SEQUENCES)?;
         let most = machine.allowed_threads;
         let threads = self.threads.unwrap_or(machine.default_threads);
         within("--threads", threads, 1, most)?;
         let threads_batch = self.threads_batch.unwrap_or(threads);
         within("--threads-batch", threads_batch, 1, most)?;
-        within("--batch-size", self.batch_size, parallel, 8192)?;
+        within(
+            "--batch-size (a row for each of --parallel)",
+            self.batch_size,
+            parallel,
+            MOST_ROWS,
+        )?;
         within("--step-ms", self.step_ms, 1, 60_000)?;
+        let stall = seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?;
+        if stall < 2 * Duration::from_millis(self.step_ms.into()) {
+            return Err(ConfigError(format!(
+                "--stall-seconds {} is too close to --step-ms {}: give it twice as long at least",
+                self.stall_seconds, self.step_ms
+            )));
+        }
         if let Some(cells) = self.ctx_size {
-            within("--ctx-size", cells, 64 * parallel, i32::MAX.cast_unsigned())?;
+            within(
+                "--ctx-size (64 for each of --parallel)",
+                cells,
+                64 * parallel,
+                i32::MAX.cast_unsigned(),
+            )?;
         }
         let words = self.engine_launcher.as_deref().unwrap_or_default();
         Ok(EngineOptions {
@@ -313,7 +333,7 @@ impl EngineArgs {
                 places: parallel + queue,
             },
             launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
-            stall: seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?,
+            stall,
             load_stall: Duration::from_mins(2),
             restart_pause: Duration::from_millis(500),
         })
@@ -345,7 +365,8 @@ fn within<N: PartialOrd + Copy + std::fmt::Display>(
     least: N,
     most: N,
 ) -> Result<(), ConfigError> {
-    if value < least || value > most {
+    // Written so that NaN is refused too.
+    if !(value >= least && value <= most) {
         return Err(ConfigError(format!(
             "{flag} {value} can't be used: give {least} to {most}"
         )));

@@ -15,8 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How long connections may take to close once every answer has gone out.
-const LAST_BYTES: Duration = Duration::from_secs(2);
+/// Beside the time that the listener gives connections to close.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// Serves until a signal, then drains.
 pub async fn serve(config: Config) -> Result<ExitCode> {
@@ -26,6 +26,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     let lifecycle = Lifecycle::default();
     let app = app(&config, engine.clone(), lifecycle.clone());
     let settings = app.settings().clone();
+    let close_time = settings.close_time;
     for listener in &listeners {
         announce(listener)?;
     }
@@ -65,7 +66,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
         }
     }
     drop(stop);
-    if timeout(LAST_BYTES, server).await.is_err() {
+    if timeout(close_time + LAST_BYTES, server).await.is_err() {
         tracing::warn!("some connections did not close in time");
     }
     tracing::info!("stopped");

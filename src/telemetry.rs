@@ -41,7 +41,7 @@ pub fn start_worker() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
-        .with_filter(EnvFilter::new("warn,pocket_llm=info"));
+        .with_filter(EnvFilter::new("warn,llama-cpp-2=error,pocket_llm=info"));
     let registry = tracing_subscriber::registry().with(lines);
     #[cfg(feature = "llama")]
     let registry = registry

@@ -3,8 +3,8 @@
 mod run;
 
 use crate::config::{Machine, ServeArgs};
+use crate::serve;
 use crate::telemetry::{self, LogFormat};
-use crate::{serve, worker};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,15 +31,10 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, in tracing's filter syntax: `warn`, `info`, `pocket_llm=debug`; debug shows llama.cpp's own lines too
-    #[arg(
-        long,
-        env = "POCKET_LLM_LOG",
-        default_value = "info",
-        global = true,
-        value_name = "FILTER"
-    )]
-    log: String,
+    /// What to log, in tracing's filter syntax: `off`, `warn`, `info`, `pocket_llm=debug` [default: info for serve, off for
+    /// run]
+    #[arg(long, env = "POCKET_LLM_LOG", global = true, value_name = "FILTER")]
+    log: Option<String>,
 
     /// Log lines for people or for collectors
     #[arg(
@@ -73,13 +68,12 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
         }
         Command::Serve(args) => {
             let config = args.check(Machine::here())?;
-            telemetry::start(&cli.log, cli.log_format)?;
+            telemetry::start(cli.log.as_deref().unwrap_or("info"), cli.log_format)?;
             on_runtime(serve::serve(config))
         }
         Command::Run(args) => {
             // What goes wrong is said in a sentence; a log line beside it would say it twice.
-            let log = if cli.log == "info" { "off" } else { &cli.log };
-            telemetry::start(log, cli.log_format)?;
+            telemetry::start(cli.log.as_deref().unwrap_or("off"), cli.log_format)?;
             on_runtime(run::run(args))
         }
     }
@@ -87,7 +81,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
 
 #[cfg(feature = "llama")]
 fn worker() -> Result<()> {
-    worker::process::main(&worker::llama::Llama)
+    crate::worker::process::main(&crate::worker::llama::Llama)
 }
 
 #[cfg(not(feature = "llama"))]

@@ -28,6 +28,8 @@ pub(super) enum Over {
     LoadFailed(String),
     /// It died, hung, or spoke nonsense.
     Died(String),
+    /// Somebody else killed it: no request is to blame.
+    Killed(String),
 }
 
 /// The connection to one worker process.
@@ -140,8 +142,15 @@ pub(super) async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Re
         let frame = match wire::read_async(&mut from).await {
             Ok(None) => return,
             Ok(Some(frame)) => Ok(frame),
-            // A worker that is killed between two reads resets the connection: a plain end.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+            // A worker that is killed ends between two frames or in the middle of one: a plain end.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                return;
+            }
             Err(error) => Err(error),
         };
         let broken = frame.is_err();
@@ -187,7 +196,7 @@ pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
         }
     }
     match (over, ending) {
-        (Over::Died(reason), Some(ending)) if reason.is_empty() => Over::Died(obituary(&ending)),
+        (Over::Died(reason), Some(ending)) if reason.is_empty() => obituary(&ending),
         (Over::Died(reason), None) if reason.is_empty() => {
             Over::Died("it closed its connection".into())
         }
@@ -195,14 +204,17 @@ pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
     }
 }
 
-fn obituary(ending: &Ending) -> String {
+/// The end of a worker that nobody here ended.
+fn obituary(ending: &Ending) -> Over {
     match (ending.signal, ending.code) {
-        (Some(9), _) => "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on \
-                         background processes"
-            .into(),
-        (Some(15), _) => "killed from outside by signal 15".into(),
-        (Some(signal), _) => format!("it crashed with signal {signal}"),
-        (None, Some(code)) => format!("it ended by itself with status {code}"),
-        (None, None) => "it ended".into(),
+        (Some(9), _) => Over::Killed(
+            "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on background \
+             processes"
+                .into(),
+        ),
+        (Some(15), _) => Over::Killed("killed from outside by signal 15".into()),
+        (Some(signal), _) => Over::Died(format!("it crashed with signal {signal}")),
+        (None, Some(code)) => Over::Died(format!("it ended by itself with status {code}")),
+        (None, None) => Over::Died("it ended".into()),
     }
 }

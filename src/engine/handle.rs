@@ -12,6 +12,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+/// How often a drain looks whether everybody is served.
+const IDLE_POLL: Duration = Duration::from_millis(20);
+
 /// What an engine is started with.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -23,7 +26,8 @@ pub struct EngineOptions {
     pub stall: Duration,
     /// The same while loading, where a large file on slow storage may well be silent for a while.
     pub load_stall: Duration,
-    /// The first pause between a death without a served token and the next start; it doubles up to 30 s.
+    /// The pause after a second death without a served token; it doubles up to 30 s. After the first there is none, unless the
+    /// model was never loaded.
     pub restart_pause: Duration,
 }
 
@@ -198,12 +202,10 @@ impl EngineHandle {
 
     /// Waits until no request runs or waits.
     pub async fn idle(&self) {
-        // Never closed, so this can only succeed.
-        let _ = self
-            .shared
-            .places
-            .acquire_many(self.shared.total_places)
-            .await;
+        // Not `acquire_many`: it holds on to the places that it has got so far, and the others would be counted as in flight.
+        while self.in_flight() > 0 {
+            tokio::time::sleep(IDLE_POLL).await;
+        }
     }
 
     /// Refuses new requests from now on.
@@ -237,10 +239,8 @@ impl Generation {
     pub async fn next(&mut self) -> Option<Event> {
         self.place.as_ref()?;
         let event = self.events.recv().await.unwrap_or_else(|| {
-            // The supervisor ends routes with an event; only its own panic could bring us here.
-            Event::Failed(EngineError::Internal(
-                "the engine's supervisor is gone".into(),
-            ))
+            // The supervisor ends the routes that it has; this request came as it went.
+            Event::Failed(EngineError::ShuttingDown)
         });
         if matches!(event, Event::Finished(_) | Event::Failed(_)) {
             self.place = None;

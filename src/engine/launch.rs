@@ -235,6 +235,15 @@ fn reap(
     child.wait()
 }
 
+/// Hands a worker's line on to our log, at its own level where it is a line of its log.
+fn relay(pid: u32, line: &str) {
+    let text = line.escape_debug();
+    match line.split_whitespace().next() {
+        Some("ERROR" | "WARN") => tracing::warn!(worker = pid, "{text}"),
+        _ => tracing::debug!(worker = pid, "{text}"),
+    }
+}
+
 /// Reads standard error to its end, hands lines to our log at a bounded rate, and keeps the last ones.
 fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
     let mut reader = BufReader::new(stderr);
@@ -263,7 +272,7 @@ fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
         }
         if in_window < LINES_PER_SECOND {
             in_window += 1;
-            tracing::debug!(target: "pocket_llm::worker_log", worker = pid, "{}", text.escape_debug());
+            relay(pid, &text);
         } else {
             suppressed += 1;
         }

@@ -219,6 +219,12 @@ pub enum EngineError {
     Internal(String),
 }
 
+/// More sequences are refused by llama.cpp.
+pub const MOST_SEQUENCES: u32 = 256;
+
+/// More rows in a step only cost memory.
+pub const MOST_ROWS: u32 = 8192;
+
 /// Tokens that a request may use where nobody asked for another number: some turns of a chat.
 pub const DEFAULT_CONTEXT_PER_SEQUENCE: u32 = 2048;
 

@@ -349,14 +349,14 @@ impl Supervisor {
                     reason: reason.clone(),
                 });
             }
-            Over::Died(reason) => {
+            Over::Died(reason) | Over::Killed(reason) => {
                 if self.loaded_once {
                     tracing::error!(reason, in_flight = self.routes.len(), "the worker died");
                 }
-                if self.barren_deaths == 1 {
+                if self.barren_deaths == 1 && self.loaded_once {
                     pause = Duration::ZERO;
                 }
-                self.end_routes(reason);
+                self.end_routes(reason, matches!(over, Over::Died(_)));
                 self.state.send_replace(EngineState::Restarting {
                     reason: reason.clone(),
                 });
@@ -365,12 +365,14 @@ impl Supervisor {
         pause
     }
 
-    /// Requests that have said nothing yet are kept for the next worker, once; the others get their terminal error.
-    fn end_routes(&mut self, reason: &str) {
+    /// Requests that have said nothing yet are kept for the next worker; the others get their terminal error, and so does one
+    /// that has had its attempts. A worker that was killed from outside is no attempt.
+    fn end_routes(&mut self, reason: &str, to_blame: bool) {
         let ended = self.routes.extract_if(.., |_, route| {
-            let again = route.sent.is_none() || (!route.spoke && route.attempts < ATTEMPTS);
-            route.sent = None;
-            !again
+            if route.sent.take().is_some() && !to_blame {
+                route.attempts -= 1;
+            }
+            route.spoke || route.attempts >= ATTEMPTS
         });
         for (_, route) in ended {
             let died = Event::Failed(EngineError::EngineDied(reason.to_owned()));
@@ -382,7 +384,7 @@ impl Supervisor {
     async fn pause(&mut self, pause: Duration, over: &Over) -> std::ops::ControlFlow<()> {
         let until = Instant::now() + pause;
         let failed = matches!(over, Over::LoadFailed(_));
-        let (Over::Died(reason) | Over::LoadFailed(reason)) = over else {
+        let (Over::Died(reason) | Over::Killed(reason) | Over::LoadFailed(reason)) = over else {
             return std::ops::ControlFlow::Break(());
         };
         loop {

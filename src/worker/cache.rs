@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 /// A sequence that would lose more than nine tenths of what it holds is left alone when another one is free: every
 /// chat begins with the same few tokens, and they are no reason to forget a long conversation.
 const WORTHWHILE: usize = 10;
-/// Fewer tokens than this are no reason to take a sequence that lies apart from the busy ones.
-const ROUGHLY: usize = 16;
+/// Fewer tokens than this are neither worth keeping nor a loss: where the sequence lies counts more.
+const LITTLE: usize = 16;
 
 /// The sequences and the tokens that their KV cells stand for.
 #[derive(Debug)]
@@ -63,18 +63,21 @@ impl Cache {
                 };
                 (index, keep, held)
             })
-            // Much to keep first; then beside a busy one; then the most to keep; then an empty one; then the one that was
-            // not used for the longest time.
+            // Much to keep first; then little to lose, best beside a busy one; then the most to keep; then the one that was not
+            // used for the longest time.
             .max_by_key(|(index, keep, held)| {
                 let worth = keep * WORTHWHILE >= held.tokens.len();
                 let counted = if worth { *keep } else { 0 };
-                let (empty, age) = (held.tokens.is_empty(), Reverse(held.used));
+                let little = held.tokens.len() - keep < LITTLE;
+                let beside = little && self.beside_a_busy_one(*index);
+                let empty = held.tokens.is_empty();
                 (
-                    counted / ROUGHLY,
-                    self.beside_a_busy_one(*index),
+                    counted / LITTLE,
+                    little,
+                    beside,
                     counted,
                     empty,
-                    age,
+                    Reverse(held.used),
                     Reverse(*index),
                 )
             })

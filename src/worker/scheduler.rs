@@ -128,7 +128,7 @@ pub struct Pace {
 const FIRST_ROWS: u32 = 16;
 /// From this many rows on, a step tells what a row costs; of smaller ones only good news is believed.
 const TELLING_ROWS: u32 = 8;
-/// How much faster than the last chunk the next one may be.
+/// How many times larger than the last chunk the next one may be.
 const GROWTH: u32 = 4;
 
 impl Pace {
@@ -142,8 +142,8 @@ impl Pace {
         }
     }
 
-    /// How many prefill rows go beside `decoding` rows into a step of at most `most` rows. At least one, so that a
-    /// prompt always gets on, however slow the machine is.
+    /// How many prefill rows go beside `decoding` rows into a step of at most `most` rows. A few go in always: a pass over the
+    /// weights costs the same for one row, and a prompt must get on, however slow the machine is.
     pub fn prefill_rows(&self, decoding: u32, most: u32) -> u32 {
         let room = most.saturating_sub(decoding).max(1);
         let Some(row_ms) = self.row_ms else {
@@ -155,7 +155,7 @@ impl Pace {
             clippy::cast_sign_loss,
             reason = "clamped"
         )]
-        let affordable = affordable.clamp(1.0, 1e6) as u32;
+        let affordable = affordable.clamp(f64::from(TELLING_ROWS), 1e6) as u32;
         let rows = affordable
             .min(self.last_rows.max(FIRST_ROWS) * GROWTH)
             .min(room);
@@ -176,7 +176,8 @@ impl Pace {
             self.base_ms = if self.base_ms == 0.0 {
                 ms
             } else {
-                0.8 * self.base_ms + 0.2 * ms
+                // A step that the system interrupted counts as twice as long as usual, however long it took.
+                0.8 * self.base_ms + 0.2 * ms.min(2.0 * self.base_ms)
             };
             return;
         }
@@ -281,7 +282,7 @@ mod tests {
         for _ in 0..4 {
             pace.observe(0, pace.prefill_rows(0, 512), 9000.0);
         }
-        assert!(pace.prefill_rows(0, 512) < 8);
+        assert_eq!(pace.prefill_rows(0, 512), 8);
         for _ in 0..12 {
             let rows = pace.prefill_rows(0, 512);
             pace.observe(0, rows, cost(rows));
@@ -293,8 +294,14 @@ mod tests {
     fn pace_never_stops_a_prompt() {
         let mut pace = Pace::new(1);
         pace.observe(0, 16, 60_000.0);
+        assert_eq!(pace.prefill_rows(0, 512), 8);
         assert_eq!(pace.prefill_rows(3, 4), 1);
         assert_eq!(pace.prefill_rows(4, 4), 1);
+        // Decoding alone takes longer than a step should.
+        let mut pace = Pace::new(300);
+        pace.observe(1, 0, 9000.0);
+        pace.observe(0, 16, 500.0);
+        assert_eq!(pace.prefill_rows(1, 512), 8);
     }
 
     proptest! {

@@ -15,6 +15,9 @@ pub(crate) fn test_model(name: &str) -> PathBuf {
 }
 
 fn cached() -> PathBuf {
+    if let Some(cache) = std::env::var_os("POCKET_LLM_CACHE") {
+        return PathBuf::from(cache).join("test-models");
+    }
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     cache.unwrap_or_default().join("pocket-llm/test-models")

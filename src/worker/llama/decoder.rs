@@ -96,8 +96,7 @@ impl Decoder for LlamaDecoder<'_> {
         for row in rows {
             self.held[row.seq.0 as usize] += 1;
         }
-        for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            debug_assert!(row.logits);
+        for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
             // The index is below the batch size, and this row asked for logits: it can't panic.
             logits(
                 index,

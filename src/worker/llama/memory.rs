@@ -54,14 +54,19 @@ fn available() -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     let machine = kibibytes << 10;
-    let read = |file: &str| {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}"))
-            .ok()?
-            .trim()
-            .parse::<u64>()
-            .ok()
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok();
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    // The page cache counts as used by the group, but makes room when it must.
+    let cached = || {
+        let stat = read("memory.stat")?;
+        let line = stat.lines().find_map(|line| line.strip_prefix("file "))?;
+        line.trim().parse::<u64>().ok()
     };
-    let group =
-        read("memory.max").map(|most| most.saturating_sub(read("memory.current").unwrap_or(0)));
+    let used = || {
+        number("memory.current")
+            .unwrap_or(0)
+            .saturating_sub(cached().unwrap_or(0))
+    };
+    let group = number("memory.max").map(|most| most.saturating_sub(used()));
     Some(group.map_or(machine, |group| group.min(machine)))
 }

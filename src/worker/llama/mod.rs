@@ -10,7 +10,9 @@ mod memory;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
-use crate::engine::{DEFAULT_CONTEXT_PER_SEQUENCE, ModelInfo, WorkerConfig};
+use crate::engine::{
+    DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES, ModelInfo, WorkerConfig,
+};
 use decoder::LlamaDecoder;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -24,9 +26,6 @@ use std::sync::{Arc, OnceLock};
 use vocab::LlamaVocabulary;
 
 pub use log::LlamaLog;
-
-/// More sequences are refused by llama.cpp.
-pub const MOST_SEQUENCES: u32 = 256;
 
 /// Loads GGUF files through llama.cpp.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +56,7 @@ impl Backend for Llama {
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
         // once is not sound.
         let context = model
-            .new_context(backend, sizes.context_params(config))
+            .new_context(backend, sizes.context_params())
             .map_err(|_| {
                 let why = log::errors()
                     .pop()
@@ -147,9 +146,9 @@ impl Sizes {
         let context =
             context.ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
         let batch = config.batch_size;
-        if batch < sequences || batch > 8192 {
+        if batch < sequences || batch > MOST_ROWS {
             return Err(LoadError(format!(
-                "--batch-size {batch}: a step needs a row for each of {sequences} sequences; use {sequences} to 8192"
+                "--batch-size {batch}: a step needs a row for each of {sequences} sequences; use {sequences} to {MOST_ROWS}"
             )));
         }
         let threads = |n: u32| i32::try_from(n.clamp(1, 512)).unwrap_or(1);
@@ -163,7 +162,7 @@ impl Sizes {
         })
     }
 
-    fn context_params(&self, _config: &WorkerConfig) -> LlamaContextParams {
+    fn context_params(&self) -> LlamaContextParams {
         LlamaContextParams::default()
             .with_n_ctx(Some(self.context))
             .with_n_batch(self.batch)
