@@ -1,12 +1,15 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
+use crate::http::ApiKey;
 use clap::Args;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A body of control characters is six times as long when it is escaped for the worker, and must fit into a frame.
+const MOST_BODY: usize = crate::engine::wire::MAX_FRAME / 6 - 4096;
 /// More waiting requests are no service to anybody.
 const MOST_QUEUE: u32 = 4096;
 
@@ -125,7 +128,7 @@ pub struct ServeArgs {
         hide_env_values = true,
         value_name = "KEY"
     )]
-    pub api_key: Vec<String>,
+    pub api_key: Vec<ApiKey>,
 
     /// Largest request body in bytes; a larger one gets 413
     #[arg(long, env = "POCKET_LLM_BODY_LIMIT", default_value_t = 8 << 20, value_name = "BYTES")]
@@ -211,7 +214,7 @@ pub struct Config {
     /// How the engine runs.
     pub engine: EngineOptions,
     /// Keys of which clients must send one; empty for none.
-    pub api_keys: Vec<String>,
+    pub api_keys: Vec<ApiKey>,
     /// Largest body in bytes.
     pub body_limit: usize,
     /// Open connections at most.
@@ -235,9 +238,9 @@ impl ServeArgs {
             }
         }
         within("--queue", self.queue, 0, MOST_QUEUE)?;
-        within("--body-limit", self.body_limit, 1024, 32 << 20)?;
+        within("--body-limit", self.body_limit, 1024, MOST_BODY)?;
         within("--max-connections", self.max_connections, 1, 65_536)?;
-        if self.api_key.iter().any(|key| key.trim().is_empty()) {
+        if self.api_key.iter().any(ApiKey::is_empty) {
             return Err(ConfigError(
                 "--api-key: an empty key protects nothing; leave the flag out or give a key".into(),
             ));
@@ -264,11 +267,7 @@ impl ServeArgs {
             model: self.model,
             aliases,
             engine,
-            api_keys: self
-                .api_key
-                .iter()
-                .map(|key| key.trim().to_owned())
-                .collect(),
+            api_keys: self.api_key,
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
             keep_alive: seconds(
@@ -298,12 +297,9 @@ impl EngineArgs {
         within("--threads", threads, 1, most)?;
         let threads_batch = self.threads_batch.unwrap_or(threads);
         within("--threads-batch", threads_batch, 1, most)?;
-        within(
-            "--batch-size (a row for each of --parallel)",
-            self.batch_size,
-            parallel,
-            MOST_ROWS,
-        )?;
+        let why = |error: ConfigError, why| ConfigError(format!("{error} ({why})"));
+        within("--batch-size", self.batch_size, parallel, MOST_ROWS)
+            .map_err(|error| why(error, "a row for each of --parallel at least"))?;
         within("--step-ms", self.step_ms, 1, 60_000)?;
         let stall = seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?;
         if stall < 2 * Duration::from_millis(self.step_ms.into()) {
@@ -313,12 +309,8 @@ impl EngineArgs {
             )));
         }
         if let Some(cells) = self.ctx_size {
-            within(
-                "--ctx-size (64 for each of --parallel)",
-                cells,
-                64 * parallel,
-                i32::MAX.cast_unsigned(),
-            )?;
+            within("--ctx-size", cells, 64 * parallel, i32::MAX.cast_unsigned())
+                .map_err(|error| why(error, "64 for each of --parallel at least"))?;
         }
         let words = self.engine_launcher.as_deref().unwrap_or_default();
         Ok(EngineOptions {

@@ -15,6 +15,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+/// How often a drain looks whether the model is loaded.
+const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Beside the time that the listener gives connections to close.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
@@ -33,7 +35,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(http::listen::serve(
         listeners,
-        http::router(app),
+        http::router(app.clone()),
         settings,
         async {
             // A dropped sender means the same.
@@ -59,7 +61,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     );
     lifecycle.drain();
     tokio::select! {
-        () = drain(&config, &engine) => {}
+        () = drain(&config, &app) => {}
         () = signals.any() => {
             tracing::warn!(in_flight = engine.in_flight(), "stopped at once by a second signal");
             return Ok(ExitCode::FAILURE);
@@ -95,12 +97,7 @@ fn app(config: &Config, engine: EngineHandle, lifecycle: Lifecycle) -> App {
         body_limit: config.body_limit,
         max_connections: config.max_connections,
         keep_alive: config.keep_alive,
-        keys: config
-            .api_keys
-            .iter()
-            .cloned()
-            .map(http::ApiKey::new)
-            .collect(),
+        keys: config.api_keys.clone(),
         pod_name: std::env::var("POD_NAME")
             .ok()
             .filter(|name| !name.is_empty()),
@@ -128,10 +125,18 @@ fn announce(listener: &TcpListener) -> Result<()> {
 }
 
 /// Lets load balancers notice, then lets running and waiting requests finish, then ends those that are left.
-async fn drain(config: &Config, engine: &EngineHandle) {
+async fn drain(config: &Config, app: &App) {
+    let engine = app.engine();
     tokio::time::sleep(config.drain_delay).await;
-    engine.close();
-    if timeout(config.grace, engine.idle()).await.is_err() {
+    let served = async {
+        // They have a promise too; the engine does not know of them before its model is loaded.
+        while app.waiting_for_load() > 0 {
+            tokio::time::sleep(LOAD_POLL).await;
+        }
+        engine.close();
+        engine.idle().await;
+    };
+    if timeout(config.grace, served).await.is_err() {
         tracing::warn!(
             in_flight = engine.in_flight(),
             "the grace is over; requests are ended"

@@ -41,6 +41,7 @@ fn trials() -> Vec<Trial> {
         a_worker_killed_while_loading_is_started_again,
         a_worker_that_crashes_while_idle_is_replaced,
         a_stopped_worker_is_ended_and_replaced,
+        a_storm_of_cancels_costs_nobody_else,
         a_worker_that_computes_is_not_ended_for_being_slow,
         a_worker_that_never_loads_ends_in_errors_not_in_waiting,
         frames_cut_at_every_byte_end_in_a_restart,
@@ -285,6 +286,28 @@ async fn a_stopped_worker_is_ended_and_replaced() {
     assert!(died(&read(running).await).contains("no progress"));
     assert!(is_gone(pid));
     answers(&engine).await;
+}
+
+async fn a_storm_of_cancels_costs_nobody_else() {
+    let engine = start("steady", 1, 4).await;
+    let mut stream = engine.submit(request("loop:x|")).unwrap();
+    first_text(&mut stream).await;
+    let long = "y".repeat(7000);
+    for _ in 0..3000 {
+        // No place is free for a moment: that is the front's way to say wait.
+        if let Ok(generation) = engine.submit(request(&long)) {
+            drop(generation);
+        }
+        tokio::task::yield_now().await;
+    }
+    let told = read(stream).await;
+    assert!(
+        matches!(told.events.last(), Some(Event::Finished(_))),
+        "{:?}",
+        told.events.last()
+    );
+    assert_eq!(engine.load().restarts, 0);
+    until("all places are free again", || engine.in_flight() == 0).await;
 }
 
 async fn a_worker_that_computes_is_not_ended_for_being_slow() {

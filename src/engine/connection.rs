@@ -2,12 +2,13 @@
 
 use super::EngineOptions;
 use super::launch::{Ending, Launched};
-use super::wire::{self, FromWorker, ToWorker};
+use super::wire::{self, FromWorker, RequestId};
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// Parts of the stall limit that are counted.
@@ -32,11 +33,30 @@ pub(super) enum Over {
     Killed(String),
 }
 
+/// A frame that waits for its turn to be written.
+pub(super) enum Outgoing {
+    /// The request of a route, if there still is one.
+    Submit(RequestId),
+    /// Nobody reads this one any more; its place goes free with the word.
+    Cancel {
+        id: RequestId,
+        place: OwnedSemaphorePermit,
+    },
+}
+
+impl Outgoing {
+    pub(super) fn is_submit_of(&self, request: RequestId) -> bool {
+        matches!(self, Self::Submit(id) if *id == request)
+    }
+}
+
 /// The connection to one worker process.
 pub(super) struct Life {
-    outgoing: mpsc::Sender<Vec<u8>>,
+    pub(super) outgoing: mpsc::Sender<Vec<u8>>,
     pub(super) frames: mpsc::Receiver<io::Result<FromWorker>>,
     pub(super) ticks: tokio::time::Interval,
+    /// What is to be written, in order.
+    pub(super) waiting: VecDeque<Outgoing>,
     /// Ticks since the worker was last heard.
     pub(super) silent_ticks: u32,
     /// As many of them are too many while it loads.
@@ -66,6 +86,7 @@ impl Life {
             outgoing,
             frames,
             ticks,
+            waiting: VecDeque::new(),
             silent_ticks: 0,
             load_ticks,
             cpu_before: None,
@@ -86,12 +107,11 @@ impl Life {
             self.cpu_before = self.pid.and_then(cpu_time);
         }
         self.silent_ticks += 1;
-        let limit = if self.ready {
-            STALL_TICKS
+        let (limit, most) = if self.ready {
+            (STALL_TICKS, STALL_TICKS * PATIENCE_WITH_COMPUTING)
         } else {
-            self.load_ticks
+            (self.load_ticks, self.load_ticks)
         };
-        let most = limit.saturating_mul(PATIENCE_WITH_COMPUTING);
         let silence = self.ticks.period() * self.silent_ticks;
         if self.silent_ticks <= limit || self.silent_ticks <= most && self.computed(silence) {
             return Ok(());
@@ -111,15 +131,17 @@ impl Life {
         spent.is_some_and(|spent| spent >= silence.mul_f64(COMPUTING))
     }
 
-    pub(super) fn send(&mut self, frame: &ToWorker) -> Result<(), Over> {
-        let bytes = wire::encode(frame).map_err(|error| Over::Died(error.to_string()))?;
-        self.outgoing.try_send(bytes).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                Over::Died("it stopped reading and was ended".into())
-            }
-            // The reader will tell how it ended.
-            mpsc::error::TrySendError::Closed(_) => Over::Died(String::new()),
-        })
+    /// Writes a frame; there is room for one after [`can_write`], and at the start.
+    pub(super) fn write(&mut self, frame: Vec<u8>) {
+        // An error means that the worker is gone. What it said before that is still to be read; then its end is seen.
+        let _ = self.outgoing.try_send(frame);
+    }
+}
+
+/// Waits until there is room for a frame; for ever when the worker is gone.
+pub(super) async fn can_write(outgoing: &mpsc::Sender<Vec<u8>>) {
+    if outgoing.reserve().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

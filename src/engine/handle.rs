@@ -238,10 +238,9 @@ impl Generation {
     /// The next event; `None` after the terminal one.
     pub async fn next(&mut self) -> Option<Event> {
         self.place.as_ref()?;
-        let event = self.events.recv().await.unwrap_or_else(|| {
-            // The supervisor ends the routes that it has; this request came as it went.
-            Event::Failed(EngineError::ShuttingDown)
-        });
+        // The supervisor ends the routes that it has; a request without an event came as it went.
+        let gone = Event::Failed(EngineError::ShuttingDown);
+        let event = self.events.recv().await.unwrap_or(gone);
         if matches!(event, Event::Finished(_) | Event::Failed(_)) {
             self.place = None;
         }

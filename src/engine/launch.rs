@@ -23,13 +23,9 @@ const TAIL_LINES: usize = 50;
 const LINE_BYTES: u64 = 4 << 10;
 /// Lines a second that go on to our log; the tail keeps the others.
 const LINES_PER_SECOND: u32 = 100;
-/// Never handed down to a worker, which has no use for secrets.
-const SECRETS: [&str; 4] = [
-    "POCKET_LLM_API_KEY",
-    "POCKET_LLM_API_KEY_FILE",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-];
+/// Words in the names of environment variables that are not handed down: a worker reads files of strangers, and has no use for
+/// anybody's secrets.
+const SECRETS: [&str; 5] = ["KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL"];
 
 /// How a worker is started.
 #[derive(Clone)]
@@ -216,8 +212,11 @@ fn command(words: &[OsString], worker: UnixStream) -> io::Result<Command> {
         .env("GGML_NO_BACKTRACE", "1")
         .env("POCKET_LLM_FRONT_PID", std::process::id().to_string())
         .process_group(0);
-    for secret in SECRETS {
-        command.env_remove(secret);
+    for (name, _) in std::env::vars_os() {
+        let upper = name.to_string_lossy().to_uppercase();
+        if SECRETS.iter().any(|word| upper.contains(word)) {
+            command.env_remove(name);
+        }
     }
     Ok(command)
 }
@@ -238,9 +237,10 @@ fn reap(
 /// Hands a worker's line on to our log, at its own level where it is a line of its log.
 fn relay(pid: u32, line: &str) {
     let text = line.escape_debug();
-    match line.split_whitespace().next() {
-        Some("ERROR" | "WARN") => tracing::warn!(worker = pid, "{text}"),
-        _ => tracing::debug!(worker = pid, "{text}"),
+    if let Some("ERROR" | "WARN") = line.split_whitespace().next() {
+        tracing::warn!(worker = pid, "{text}");
+    } else {
+        tracing::debug!(worker = pid, "{text}");
     }
 }
 

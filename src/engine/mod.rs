@@ -183,7 +183,7 @@ pub enum EngineError {
     BadRequest(String),
     /// The prompt leaves no room for an answer.
     #[error(
-        "the prompt has {prompt_tokens} tokens, but this server gives each request {limit}: shorten it, or start the server with a larger --ctx-size or a smaller --parallel"
+        "the prompt has at least {prompt_tokens} tokens, but this server gives each request {limit}: shorten it, or start the server with a larger --ctx-size or a smaller --parallel"
     )]
     PromptTooLong {
         /// Tokens of the prompt (a lower bound where it was refused before counting to the end).

@@ -4,9 +4,9 @@
 //! a dead worker again, with pauses when it does not get as far as a token. Nothing here waits for a reader: each
 //! route's buffer covers all events that its request can have.
 
-use super::connection::{Life, Over, finish, read_frames, write_frames};
+use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, write_frames};
 use super::launch::Spawner;
-use super::wire::{BUILD, FromWorker, RequestId, ToWorker};
+use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerStats};
 use std::collections::BTreeMap;
 use std::io;
@@ -134,8 +134,8 @@ impl Supervisor {
         self.load.send_modify(|load| load.pid = launched.pid);
         // A slow reader of frames is nobody's but ours; a step's frame is small.
         let (frames_in, frames) = mpsc::channel(64);
-        // Every place can have a Submit and a Cancel under way; a worker that leaves more unread is stuck.
-        let (outgoing, frames_out) = mpsc::channel(4 * self.options.config.places as usize + 16);
+        // What waits to be written waits in `Life::waiting`, where a cancel can still take it back.
+        let (outgoing, frames_out) = mpsc::channel(1);
         let reader = tokio::spawn(read_frames(read, frames_in));
         let writer = tokio::spawn(write_frames(write, frames_out));
         let mut life = Life::new(&self.options, launched.pid, outgoing, frames);
@@ -157,8 +157,11 @@ impl Supervisor {
             build: BUILD.into(),
             config: self.options.config.clone(),
         };
-        if let Err(over) = life.send(&load) {
-            return over;
+        match wire::encode(&load) {
+            Ok(frame) => life.write(frame),
+            Err(error) => {
+                return Over::Died(format!("the worker can't be told what to load: {error}"));
+            }
         }
         loop {
             // An idle engine must not wake the processor ten times a stall limit.
@@ -167,6 +170,10 @@ impl Supervisor {
                 frame = life.frames.recv() => self.on_frame(life, frame),
                 command = self.commands.recv() => self.on_command(Some(life), command),
                 due = life.ticks.tick(), if busy => life.tick(due),
+                () = can_write(&life.outgoing), if !life.waiting.is_empty() => {
+                    self.write_next(life);
+                    Ok(())
+                }
             };
             if let Err(over) = step {
                 return over;
@@ -205,10 +212,9 @@ impl Supervisor {
                 self.loaded_once = true;
                 tracing::info!(worker = ?self.load.borrow().pid, load_ms = info.load_ms.round(), "model loaded");
                 self.state.send_replace(EngineState::Ready(Arc::new(*info)));
-                let waiting: Vec<RequestId> = self.routes.keys().copied().collect();
-                waiting
-                    .into_iter()
-                    .try_for_each(|id| self.hand_over(life, id))
+                life.waiting
+                    .extend(self.routes.keys().copied().map(Outgoing::Submit));
+                Ok(())
             }
             Some(Ok(FromWorker::Step { events, stats })) => {
                 self.load.send_modify(|load| load.worker = stats);
@@ -292,30 +298,46 @@ impl Supervisor {
                     spoke: false,
                 };
                 self.routes.insert(id, route);
-                match life {
-                    Some(life) if life.ready => self.hand_over(life, id),
-                    _ => Ok(()),
+                if let Some(life) = life.filter(|life| life.ready) {
+                    life.waiting.push_back(Outgoing::Submit(id));
                 }
+                Ok(())
             }
             Some(Command::Cancel { id, place }) => {
                 let sent = self
                     .routes
                     .remove(&id)
                     .is_some_and(|route| route.sent.is_some());
-                drop(place);
                 match life {
-                    Some(life) if sent => life.send(&ToWorker::Cancel { id }),
-                    _ => Ok(()),
+                    Some(life) if sent => life.waiting.push_back(Outgoing::Cancel { id, place }),
+                    Some(life) => life.waiting.retain(|waiting| !waiting.is_submit_of(id)),
+                    None => {}
                 }
+                Ok(())
             }
         }
     }
 
-    /// Submits a route's request to the worker.
-    fn hand_over(&mut self, life: &mut Life, id: RequestId) -> Result<(), Over> {
-        let Some(route) = self.routes.get_mut(&id) else {
-            return Ok(());
+    /// Hands what waits longest to the writer. A request that was cancelled before that is never written; the place of one
+    /// that was cancelled later is free when the worker is being told. So what waits is never more than there are places.
+    fn write_next(&mut self, life: &mut Life) {
+        let Some(next) = life.waiting.pop_front() else {
+            return;
         };
+        let (frame, _place) = match next {
+            Outgoing::Submit(id) => (self.hand_over(life, id), None),
+            Outgoing::Cancel { id, place } => {
+                (wire::encode(&ToWorker::Cancel { id }).ok(), Some(place))
+            }
+        };
+        if let Some(frame) = frame {
+            life.write(frame);
+        }
+    }
+
+    /// A route's request as a frame, noted as sent.
+    fn hand_over(&mut self, life: &mut Life, id: RequestId) -> Option<Vec<u8>> {
+        let route = self.routes.get(&id)?;
         let mut request = route.request.clone();
         if let Some(deadline) = request.deadline_ms {
             let gone = u64::try_from(route.at.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -324,11 +346,19 @@ impl Supervisor {
         if self.routes.values().all(|route| route.sent.is_none()) {
             life.silent_ticks = 0;
         }
-        if let Some(route) = self.routes.get_mut(&id) {
-            route.sent = Some(Instant::now());
-            route.attempts += 1;
+        match wire::encode(&ToWorker::Submit { id, request }) {
+            Ok(frame) => {
+                let route = self.routes.get_mut(&id)?;
+                route.sent = Some(Instant::now());
+                route.attempts += 1;
+                Some(frame)
+            }
+            Err(error) => {
+                let failed = EngineError::BadRequest(format!("the request is too large: {error}"));
+                self.on_event(id, Event::Failed(failed));
+                None
+            }
         }
-        life.send(&ToWorker::Submit { id, request })
     }
 
     /// Ends or keeps the routes of a worker that is gone, and says how long to pause.

@@ -159,6 +159,12 @@ impl App {
         self.inner.served_by.as_ref()
     }
 
+    /// Requests that wait for the model's first load.
+    pub fn waiting_for_load(&self) -> u32 {
+        let free = u32::try_from(self.inner.waiting.available_permits()).unwrap_or(u32::MAX);
+        self.engine().places().saturating_sub(free)
+    }
+
     pub(super) fn body_memory(&self) -> Arc<Semaphore> {
         Arc::clone(&self.inner.body_memory)
     }

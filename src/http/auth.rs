@@ -20,6 +20,17 @@ impl ApiKey {
     pub fn new(key: String) -> Self {
         Self(key)
     }
+
+    /// Whether there is nothing to show.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for ApiKey {
+    fn from(key: String) -> Self {
+        Self::new(key.trim().to_owned())
+    }
 }
 
 impl fmt::Debug for ApiKey {

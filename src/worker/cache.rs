@@ -6,9 +6,9 @@ use crate::engine::Token;
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 
-/// A sequence that would lose more than nine tenths of what it holds is left alone when another one is free: every
-/// chat begins with the same few tokens, and they are no reason to forget a long conversation.
-const WORTHWHILE: usize = 10;
+/// A sequence is continued for what it keeps if that is this part of it at least (a half). Every chat begins with the same few
+/// tokens, and they are no reason to forget a conversation while another sequence is free.
+const WORTHWHILE: usize = 2;
 /// Fewer tokens than this are neither worth keeping nor a loss: where the sequence lies counts more.
 const LITTLE: usize = 16;
 

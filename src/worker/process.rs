@@ -32,6 +32,7 @@ pub fn main(backend: &dyn Backend) -> Result<()> {
     // Started from /proc/self/exe, it would be called `exe` in `ps` and `top`.
     let _ = rustix::thread::set_name(c"pocket-llm-work");
     offer_to_the_oom_killer();
+    crash_loudly();
     super::serve(stream, backend, end_at_once);
     Ok(())
 }
@@ -85,6 +86,16 @@ fn offer_to_the_oom_killer() {
     {
         tracing::debug!(%error, "oom_score_adj stays as it is");
     }
+}
+
+/// A panic of any thread ends the process as a crash, after it was printed: a worker without its tokenisers, or one that closes its
+/// socket in good order, would look like something else to the front.
+fn crash_loudly() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
 
 fn end_at_once() {

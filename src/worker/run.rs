@@ -339,10 +339,14 @@ impl Engine<'_> {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
-        report(Report {
+        let began = Instant::now();
+        let heard = report(Report {
             events: std::mem::take(&mut self.events),
             stats: self.stats.clone(),
-        })
+        });
+        // Told with the next report: encoding and writing are overhead too.
+        self.stats.overhead_us += micros(began.elapsed());
+        heard
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::super::error::ApiError;
 use super::super::super::timings::Timings;
-use crate::engine::{FinishReason, Outcome, Sampling};
+use crate::engine::{self, FinishReason, Outcome, Sampling};
 use serde::Serialize;
 
 /// What was said so far.
@@ -76,6 +76,7 @@ pub(super) enum Chunk<'a> {
         elapsed_time: u64,
         model: &'a str,
         metadata: Metadata<'a>,
+        usage: Usage,
         timings: Timings,
         thinking: Option<&'a str>,
         license: Option<&'a str>,
@@ -85,6 +86,28 @@ pub(super) enum Chunk<'a> {
         code: &'static str,
         model: &'a str,
     },
+}
+
+/// Tokens of the prompt and of the answer.
+#[expect(clippy::struct_field_names, reason = "the names are the wire's")]
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Usage {
+    prompt_tokens: u32,
+    cached_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+}
+
+impl From<&engine::Usage> for Usage {
+    fn from(usage: &engine::Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            cached_tokens: usage.cached_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
+        }
+    }
 }
 
 /// How an answer was made.
@@ -141,6 +164,7 @@ impl Frame {
             elapsed_time,
             model: &self.model,
             metadata: self.metadata(outcome),
+            usage: Usage::from(&outcome.usage),
             timings: Timings::from(&outcome.usage),
             thinking: answer.thinking(),
             license: self.licence,
