@@ -42,6 +42,7 @@ fn trials() -> Vec<Trial> {
         a_worker_that_crashes_while_idle_is_replaced,
         a_stopped_worker_is_ended_and_replaced,
         a_storm_of_cancels_costs_nobody_else,
+        a_deadline_holds_while_there_is_no_worker,
         a_worker_that_computes_is_not_ended_for_being_slow,
         a_worker_that_never_loads_ends_in_errors_not_in_waiting,
         frames_cut_at_every_byte_end_in_a_restart,
@@ -286,6 +287,19 @@ async fn a_stopped_worker_is_ended_and_replaced() {
     assert!(died(&read(running).await).contains("no progress"));
     assert!(is_gone(pid));
     answers(&engine).await;
+}
+
+async fn a_deadline_holds_while_there_is_no_worker() {
+    let mut options = with_worker("silent-load", 1, 1);
+    options.stall = Duration::from_millis(500);
+    let engine = EngineHandle::start(options).unwrap();
+    let mut late = request("say:x|");
+    late.deadline_ms = Some(50);
+    let told = read(engine.submit(late).unwrap()).await;
+    assert_eq!(
+        told.events.last(),
+        Some(&Event::Failed(EngineError::DeadlineExceeded))
+    );
 }
 
 async fn a_storm_of_cancels_costs_nobody_else() {

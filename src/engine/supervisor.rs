@@ -19,6 +19,8 @@ use tokio::time::{Instant, sleep_until};
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// From this many deaths without a token on, requests are refused during the pause instead of waiting for it.
 const HOPELESS_DEATHS: u32 = 3;
+/// How often deadlines are looked at while there is no worker.
+const EXPIRY_POLL: Duration = Duration::from_millis(250);
 /// How often a request may be handed to a worker that dies before it answers.
 const ATTEMPTS: u32 = 2;
 
@@ -169,7 +171,10 @@ impl Supervisor {
             let step = tokio::select! {
                 frame = life.frames.recv() => self.on_frame(life, frame),
                 command = self.commands.recv() => self.on_command(Some(life), command),
-                due = life.ticks.tick(), if busy => life.tick(due),
+                due = life.ticks.tick(), if busy => {
+                    self.expire();
+                    life.tick(due)
+                }
                 () = can_write(&life.outgoing), if !life.waiting.is_empty() => {
                     self.write_next(life);
                     Ok(())
@@ -424,12 +429,30 @@ impl Supervisor {
                     "the model is not available ({reason}); it is tried again in {seconds} s"
                 )));
             }
+            self.expire();
+            if Instant::now() >= until {
+                return std::ops::ControlFlow::Continue(());
+            }
             tokio::select! {
-                () = sleep_until(until) => return std::ops::ControlFlow::Continue(()),
+                () = sleep_until(until.min(Instant::now() + EXPIRY_POLL)) => {}
                 command = self.commands.recv() => if self.on_command(None, command).is_err() {
                     return std::ops::ControlFlow::Break(());
                 },
             }
+        }
+    }
+
+    /// Ends requests whose deadline passed before a worker had them; the others' are the worker's to keep.
+    fn expire(&mut self) {
+        let late = self.routes.extract_if(.., |_, route| {
+            let deadline = route.request.deadline_ms.map(Duration::from_millis);
+            route.sent.is_none() && deadline.is_some_and(|deadline| route.at.elapsed() >= deadline)
+        });
+        for (_, route) in late {
+            // A reader that has left needs no error.
+            let _ = route
+                .events
+                .try_send(Event::Failed(EngineError::DeadlineExceeded));
         }
     }
 

@@ -3,6 +3,7 @@
 use super::super::super::error::ApiError;
 use super::super::super::fields::{Fields, wrong_type};
 use super::super::super::json;
+use super::FIELDS;
 use crate::engine::{EngineError, Message, Prompt, Request, Role, Sampling};
 use crate::models::Family;
 use serde_json::Value;
@@ -54,7 +55,9 @@ pub(super) async fn parse(body: Vec<u8>) -> Result<TextRequest, ApiError> {
 
 impl TextRequest {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::new(json::parse_object(body)?);
+        let mut known: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
+        known.extend(["prompt", "image", "captureConfig"]);
+        let mut fields = Fields::new(json::parse_object(body, &known)?);
         no_pictures(&mut fields)?;
         Ok(Self {
             model: fields.string("model")?,
