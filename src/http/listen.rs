@@ -5,7 +5,7 @@
 
 use super::app::HttpSettings;
 use super::body::Drained;
-use super::socket::Socket;
+use super::socket::{Socket, hung_up};
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
@@ -161,8 +161,9 @@ async fn serve_connection(
         client: address.ip().to_canonical(),
         port: stream.local_addr().map_or(0, |local| local.port()),
     };
+    let stream = Arc::new(stream);
     let socket = Socket::new(
-        stream,
+        Arc::clone(&stream),
         settings.send_timeout,
         settings.meters.unread.clone(),
     );
@@ -184,13 +185,17 @@ async fn serve_connection(
         result = connection.as_mut() => return result,
         // Only the end of the sender can wake this.
         _ = closing.changed() => {}
+        () = hung_up(&stream) => return Ok(()),
     }
     // A connection on which nothing was asked yet would wait for its head's time limit.
     if !asked.load(Ordering::Relaxed) {
         return Ok(());
     }
     connection.as_mut().graceful_shutdown();
-    connection.await
+    tokio::select! {
+        result = connection => result,
+        () = hung_up(&stream) => Ok(()),
+    }
 }
 
 fn prepare(request: Request<Incoming>, peer: Peer, settings: &HttpSettings) -> Request<Body> {

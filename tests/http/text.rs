@@ -5,6 +5,7 @@ use crate::support::scripted_worker::{accepted, finished, text};
 use crate::support::{MODEL, Server};
 use pocket_llm::engine::{EngineError, Event, FinishReason, Message, Prompt, Role};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
 async fn an_answer_is_one_object() {
@@ -277,6 +278,22 @@ async fn a_client_that_leaves_cancels_its_request() {
     server.worker.cancelled(id).await;
     let counted = r#"pocket_llm_requests_total{endpoint="/ai/text",outcome="cancelled"}"#;
     server.metric_becomes(counted, 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_behind_unread_bytes_cancels_its_request() {
+    let server = Server::start().await;
+    let mut client = Connection::open(server.address).await;
+    client
+        .send("POST", "/ai/text", &[], br#"{"text":"hold"}"#)
+        .await;
+    // The start of a second request, which is not looked at before the first is answered.
+    let more = client.stream.get_mut().write_all(b"GET / HTTP/1.1\r\n");
+    more.await.unwrap();
+    let (id, _) = server.worker.next_request().await;
+    server.worker.emit(id, [accepted()]);
+    drop(client);
+    server.worker.cancelled(id).await;
 }
 
 #[tokio::test]
