@@ -23,15 +23,8 @@ fn logits(n_vocab: usize) -> Vec<f32> {
 
 fn settings() -> [(&'static str, Sampling); 6] {
     let greedy = Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        repeat_last_n: 64,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
         seed: 1,
+        ..Sampling::GREEDY
     };
     let temperature = Sampling {
         temperature: 0.8,

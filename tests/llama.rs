@@ -58,15 +58,8 @@ fn greedy(prompt: Prompt, max_tokens: u32) -> Request {
         client: "test".into(),
         prompt,
         sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
             seed: 1,
+            ..Sampling::GREEDY
         },
         stop: Vec::new(),
         max_tokens: Some(max_tokens),

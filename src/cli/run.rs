@@ -242,12 +242,8 @@ impl Chat {
                 temperature: self.args.temperature.unwrap_or(self.family.temperature),
                 top_k: self.family.top_k,
                 top_p: self.family.top_p,
-                min_p: 0.0,
-                repeat_penalty: 1.0,
-                repeat_last_n: 64,
-                frequency_penalty: 0.0,
-                presence_penalty: 0.0,
                 seed: self.args.seed.unwrap_or_else(Sampling::random_seed),
+                ..Sampling::GREEDY
             },
             stop: Vec::new(),
             max_tokens: self.args.max_tokens,

@@ -76,6 +76,19 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Always the likeliest token, with every stage off: where a request names nothing else.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        seed: 0,
+    };
+
     /// A seed for a request that names none. 53 bits: clients that keep numbers in a double get it back whole.
     pub fn random_seed() -> u64 {
         use std::hash::BuildHasher;

@@ -1,7 +1,7 @@
 //! The seam: what a model backend implements. Rows go in, logits come out, and KV is moved about.
 //!
 //! Sampling, stop rules, scheduling and the cache's book-keeping live above it, so that the tests' scripted
-//! decoder drives all of that too. The llama.cpp side of it is `llama.rs`.
+//! decoder drives all of that too. The llama.cpp side of it is `llama/`.
 
 use crate::engine::{ModelInfo, Token, WorkerConfig};
 use std::ops::RangeInclusive;

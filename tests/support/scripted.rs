@@ -382,15 +382,8 @@ pub(crate) fn request(text: &str) -> Request {
         client: "test".into(),
         prompt: Prompt::Text(text.into()),
         sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
             seed: 7,
+            ..Sampling::GREEDY
         },
         stop: Vec::new(),
         max_tokens: None,

@@ -13,14 +13,8 @@ use std::iter::repeat_n;
 fn off() -> Sampling {
     Sampling {
         temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        repeat_last_n: 64,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
         seed: 7,
+        ..Sampling::GREEDY
     }
 }
 
