@@ -152,7 +152,8 @@ fn chat() -> Program {
         "run",
         model.to_str().unwrap(),
     ];
-    let line = line.map(quoted).join(" ");
+    // Without `exec` a shell stays before the program: Ctrl-C ends it too, and its status is what `script` returns.
+    let line = format!("exec {}", line.map(quoted).join(" "));
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     Program::spawn(command, |command| {
