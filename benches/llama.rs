@@ -36,6 +36,8 @@ async fn start(parallel: u32) -> EngineHandle {
             batch_size: 128,
             step_ms: 300,
             places: parallel,
+            repack: true,
+            chat_template: None,
         },
         launch: Launch::Thread(Arc::new(|stream| {
             worker::serve(stream, &worker::llama::Llama, || {});

@@ -323,6 +323,8 @@ impl EngineArgs {
                 batch_size: self.batch_size,
                 step_ms: self.step_ms,
                 places: parallel + queue,
+                repack: true,
+                chat_template: None,
             },
             launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
             stall,

@@ -32,6 +32,8 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             batch_size: rows,
             step_ms: 300,
             places: 64,
+            repack: true,
+            chat_template: None,
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

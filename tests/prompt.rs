@@ -34,7 +34,7 @@ fn system(content: &str) -> Message {
 }
 
 fn prepare(vocab: &ByteVocab, messages: &[Message]) -> Result<Prepared, PromptError> {
-    let (template, warning) = Template::new(vocab);
+    let (template, warning) = Template::new(vocab, None);
     assert_eq!(warning, None);
     template.prepare(vocab, &Prompt::Messages(messages.to_vec()), u32::MAX)
 }
@@ -51,7 +51,7 @@ fn shown(vocab: &ByteVocab, messages: &[Message]) -> String {
 
 fn rendered(template: &str, messages: &[Message]) -> Result<String, PromptError> {
     let vocab = ByteVocab::new(&CHATML).with_template(template);
-    let (template, warning) = Template::new(&vocab);
+    let (template, warning) = Template::new(&vocab, None);
     assert_eq!((template.source(), warning), ("model", None));
     template
         .render(messages)
@@ -107,7 +107,7 @@ fn a_model_without_template_gets_the_format_of_its_control_tokens() {
         ),
     ] {
         let vocab = ByteVocab::new(&controls);
-        assert_eq!(Template::new(&vocab).0.source(), source);
+        assert_eq!(Template::new(&vocab, None).0.source(), source);
         assert_eq!(shown(&vocab, &chat), expected);
         let stops = prepare(&vocab, &chat)
             .expect("the prompt is good")
@@ -160,10 +160,23 @@ fn a_template_that_does_not_work_is_replaced_and_the_reason_told() {
         ),
     ] {
         let vocab = ByteVocab::new(&CHATML).with_template(template);
-        let (chosen, warning) = Template::new(&vocab);
+        let (chosen, warning) = Template::new(&vocab, None);
         assert_eq!(chosen.source(), "fallback:chatml", "{template}");
         let warning = warning.expect("there is a reason");
         assert!(warning.contains(reason), "{template}: {warning}");
+    }
+}
+
+#[test]
+fn a_configured_template_replaces_the_models_own_if_it_works() {
+    let own = "{{ messages[0].content }} by the model";
+    let vocab = ByteVocab::new(&CHATML).with_template(own);
+    for (configured, source, warns) in [
+        ("{{ messages[0].content }} by us", "configured", false),
+        ("{{ broken", "model", true),
+    ] {
+        let (template, warning) = Template::new(&vocab, Some(configured));
+        assert_eq!((template.source(), warning.is_some()), (source, warns));
     }
 }
 
@@ -426,7 +439,7 @@ fn the_begin_of_sequence_token_comes_once() {
 #[test]
 fn bare_text_is_text() {
     let vocab = ByteVocab::new(&["<s>", "</s>"]).with_bos("<s>");
-    let (template, _) = Template::new(&vocab);
+    let (template, _) = Template::new(&vocab, None);
     let prepared = template
         .prepare(&vocab, &Prompt::Text("a</s>".into()), 100)
         .expect("the prompt is good");
@@ -444,7 +457,7 @@ fn bare_text_is_text() {
 #[test]
 fn nothing_is_no_prompt() {
     let vocab = ByteVocab::new(&CHATML);
-    let (template, _) = Template::new(&vocab);
+    let (template, _) = Template::new(&vocab, None);
     for prompt in [Prompt::Text(String::new()), Prompt::Messages(Vec::new())] {
         assert_eq!(
             template.prepare(&vocab, &prompt, 100),
@@ -456,7 +469,7 @@ fn nothing_is_no_prompt() {
 #[test]
 fn too_much_is_refused_with_a_count() {
     let vocab = ByteVocab::default();
-    let (template, _) = Template::new(&vocab);
+    let (template, _) = Template::new(&vocab, None);
     let prepare = |prompt, limit| {
         template
             .prepare(&vocab, &prompt, limit)
@@ -483,7 +496,7 @@ fn too_much_is_refused_with_a_count() {
     );
     // A control token may stand for more bytes than any other.
     let vocab = ByteVocab::new(&CHATML);
-    let (template, _) = Template::new(&vocab);
+    let (template, _) = Template::new(&vocab, None);
     let chat = Prompt::Messages(vec![user("x")]);
     assert_eq!(
         template
@@ -519,7 +532,7 @@ fn where_reasoning_begins() {
         ),
     ] {
         let vocab = ByteVocab::new(&CHATML).with_template(template);
-        let (compiled, _) = Template::new(&vocab);
+        let (compiled, _) = Template::new(&vocab, None);
         assert_eq!(compiled.thinks(), thinks, "{template}");
         assert_eq!(
             prepare(&vocab, &[user("Hi")])

@@ -76,7 +76,7 @@ fn assert_renders_as_expected(vocab: &ByteVocab, file: &str) {
         expected.keys().collect::<Vec<_>>(),
         "make {file} anew"
     );
-    let (template, warning) = Template::new(vocab);
+    let (template, warning) = Template::new(vocab, None);
     assert_eq!((template.source(), warning), ("model", None));
     for (name, messages) in chats {
         let rendered = template.render(&messages);

@@ -261,6 +261,11 @@ pub struct WorkerConfig {
     pub step_ms: u32,
     /// Requests that may wait or run at once (the front counts them; the worker's channels are sized by it).
     pub places: u32,
+    /// Whether llama.cpp may keep a second copy of the weights in the layout that its kernels like best: faster, and as
+    /// large again.
+    pub repack: bool,
+    /// A chat template to use instead of the file's own.
+    pub chat_template: Option<String>,
 }
 
 /// What a loaded model is.
@@ -286,7 +291,7 @@ pub struct ModelInfo {
     pub context_per_sequence: u32,
     /// Sequences that run at once.
     pub sequences: u32,
-    /// Where the prompt format comes from: `model`, or the name of the fallback.
+    /// Where the prompt format comes from: `model`, `configured`, or the name of the fallback.
     pub template: String,
     /// Whether the template marks reasoning (`<think>`).
     pub thinks: bool,

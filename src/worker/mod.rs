@@ -145,7 +145,7 @@ fn answer(
         vocab,
         decoder,
     } = loaded;
-    let (template, warning) = Template::new(&*vocab);
+    let (template, warning) = Template::new(&*vocab, config.chat_template.as_deref());
     if let Some(warning) = warning {
         tracing::warn!(warning, "the model's chat template is not used");
     }

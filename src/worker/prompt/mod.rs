@@ -93,27 +93,31 @@ pub struct Template {
 }
 
 impl Template {
-    /// Compiles the model's template. A model without one gets the format that its control tokens are made for, and so
-    /// does a model whose template does not work; the second value says why, for the log.
-    pub fn new(vocab: &dyn Vocab) -> (Self, Option<String>) {
+    /// Compiles the template that is to be used: `configured` if there is one, else the model's own. A model without one gets
+    /// the format that its control tokens are made for, and so does a model whose template does not work; the second value
+    /// says why, for the log.
+    pub fn new(vocab: &dyn Vocab, configured: Option<&str>) -> (Self, Option<String>) {
         let controls = ControlTexts::new(vocab.control_texts());
-        let Some(source) = vocab.chat_template() else {
-            return (Self::fallback(vocab, controls), None);
-        };
-        match compile(source, vocab) {
-            Ok(jinja) => {
-                let template = Self {
-                    jinja,
-                    source: "model",
-                    thinks: source.contains(THINK_END),
-                    opens_thinking: source.contains(THINK),
-                    extra_stops: Vec::new(),
-                    controls,
-                };
-                (template, None)
+        let sources = [("configured", configured), ("model", vocab.chat_template())];
+        let mut warning = None;
+        for (name, source) in sources {
+            let Some(source) = source else { continue };
+            match compile(source, vocab) {
+                Ok(jinja) => {
+                    let template = Self {
+                        jinja,
+                        source: name,
+                        thinks: source.contains(THINK_END),
+                        opens_thinking: source.contains(THINK),
+                        extra_stops: Vec::new(),
+                        controls,
+                    };
+                    return (template, warning);
+                }
+                Err(reason) => warning = Some(format!("{name}: {reason}")),
             }
-            Err(reason) => (Self::fallback(vocab, controls), Some(reason)),
         }
+        (Self::fallback(vocab, controls), warning)
     }
 
     fn fallback(vocab: &dyn Vocab, controls: ControlTexts) -> Self {
@@ -129,7 +133,7 @@ impl Template {
         }
     }
 
-    /// Where the prompt format comes from: `model`, or `fallback:` and its name.
+    /// Where the prompt format comes from: `model`, `configured`, or `fallback:` and its name.
     pub fn source(&self) -> &str {
         self.source
     }
