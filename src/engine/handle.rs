@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// How often a drain looks whether everybody is served.
@@ -95,6 +95,23 @@ struct Shared {
 impl EngineHandle {
     /// Starts an engine; must be called inside a tokio runtime. The model loads in the background.
     pub fn start(options: EngineOptions) -> io::Result<Self> {
+        Self::start_with(options, None)
+    }
+
+    /// Starts an engine that takes requests at once and starts its worker when it gets the word: the settings that the model
+    /// is to be loaded with, of no more sequences and no more cells than `options` has. With an error instead, requests fail
+    /// with it and the engine is over ([`EngineState::Failed`]).
+    pub fn start_when(
+        options: EngineOptions,
+        word: oneshot::Receiver<Result<WorkerConfig, EngineError>>,
+    ) -> io::Result<Self> {
+        Self::start_with(options, Some(word))
+    }
+
+    fn start_with(
+        options: EngineOptions,
+        word: Option<oneshot::Receiver<Result<WorkerConfig, EngineError>>>,
+    ) -> io::Result<Self> {
         let places = options.config.places;
         let parallel = options.config.parallel;
         // A sequence's share is padded by llama.cpp to 256 cells; every token makes one event at most, but for the
@@ -105,7 +122,7 @@ impl EngineHandle {
         };
         // Each place can have one Submit and one Cancel under way, and there is one Stop.
         let (commands, inbox) = mpsc::channel(2 * places as usize + 1);
-        let (state, load) = supervisor::start(options, inbox)?;
+        let (state, load) = supervisor::start(options, word, inbox)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 commands,
@@ -144,7 +161,7 @@ impl EngineHandle {
         shared
             .commands
             .try_send(command)
-            .map_err(|_| EngineError::ShuttingDown)?;
+            .map_err(|_| self.over())?;
         let commands = shared.commands.clone();
         Ok(Generation {
             id,
@@ -152,6 +169,14 @@ impl EngineHandle {
             commands,
             place: Some(place),
         })
+    }
+
+    /// Why an engine that is over takes no request.
+    fn over(&self) -> EngineError {
+        match self.state() {
+            EngineState::Failed { reason } => EngineError::NotReady(reason),
+            _ => EngineError::ShuttingDown,
+        }
     }
 
     /// Seconds after which a place is likely to be free, from the speed of late requests.

@@ -7,13 +7,15 @@
 use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, write_frames};
 use super::launch::Spawner;
 use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerStats};
+use super::{
+    EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig, WorkerStats,
+};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Longest pause between two starts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -42,8 +44,13 @@ pub(super) enum Command {
     Stop,
 }
 
+/// What an engine waits for before it starts its first worker: the word that there is room, with the settings that fit into it,
+/// or why there is none.
+pub(super) type Permit = oneshot::Receiver<Result<WorkerConfig, EngineError>>;
+
 pub(super) fn start(
     options: EngineOptions,
+    permit: Option<Permit>,
     commands: mpsc::Receiver<Command>,
 ) -> io::Result<(watch::Receiver<EngineState>, watch::Receiver<Load>)> {
     let spawner = Spawner::new(options.launch.clone())?;
@@ -64,7 +71,7 @@ pub(super) fn start(
         loaded_once: false,
         barren_deaths: 0,
     };
-    tokio::spawn(supervisor.run());
+    tokio::spawn(supervisor.run(permit));
     Ok((state_reader, load_reader))
 }
 
@@ -97,7 +104,13 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self) {
+    async fn run(mut self, permit: Option<Permit>) {
+        if let Some(permit) = permit
+            && let Err(error) = self.wait_for(permit).await
+        {
+            self.refused(&error);
+            return;
+        }
         loop {
             let over = self.one_life().await;
             if matches!(over, Over::Stopped) {
@@ -116,6 +129,36 @@ impl Supervisor {
         }
         self.fail_all(&EngineError::ShuttingDown);
         self.state.send_replace(EngineState::Stopped);
+    }
+
+    /// Waits until there is room for the model. Requests may come, leave and be late meanwhile.
+    async fn wait_for(&mut self, mut permit: Permit) -> Result<(), EngineError> {
+        loop {
+            tokio::select! {
+                word = &mut permit => {
+                    // Without anybody who could give the word, the program is ending.
+                    self.options.config = word.unwrap_or(Err(EngineError::ShuttingDown))?;
+                    return Ok(());
+                }
+                command = self.commands.recv() => if self.on_command(None, command).is_err() {
+                    return Err(EngineError::ShuttingDown);
+                },
+                () = sleep(EXPIRY_POLL), if !self.routes.is_empty() => self.expire(),
+            }
+        }
+    }
+
+    /// Ends without ever having had a worker. Requests that are on their way still get the reason.
+    fn refused(&mut self, error: &EngineError) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            // Without a worker only routes change.
+            let _ = self.on_command(None, Some(command));
+        }
+        self.fail_all(error);
+        self.state.send_replace(EngineState::Failed {
+            reason: error.to_string(),
+        });
     }
 
     /// Starts a worker and serves until it is gone.
