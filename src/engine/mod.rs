@@ -218,6 +218,9 @@ pub enum EngineError {
     /// The worker process ended in the middle of the request.
     #[error("the model's process ended while it answered ({0}): ask again")]
     EngineDied(String),
+    /// The model can't be loaded, and asking again does not help: its file is damaged, or memory is too small for it.
+    #[error("{0}")]
+    Unloadable(String),
     /// There is no model to ask now.
     #[error("{0}")]
     NotReady(String),
@@ -326,4 +329,16 @@ pub struct WorkerStats {
     pub decode_us: u64,
     /// Microseconds of everything else in a step, since the worker started.
     pub overhead_us: u64,
+}
+
+impl WorkerStats {
+    /// Adds another worker's counters. Gauges stay: they are of a moment.
+    pub fn add_counters(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.prefill_rows += other.prefill_rows;
+        self.decode_rows += other.decode_rows;
+        self.cancelled += other.cancelled;
+        self.decode_us += other.decode_us;
+        self.overhead_us += other.overhead_us;
+    }
 }

@@ -8,7 +8,7 @@ use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, wr
 use super::launch::Spawner;
 use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use super::{
-    EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig, WorkerStats,
+    EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -192,7 +192,7 @@ impl Supervisor {
         self.load.send_modify(|load| {
             load.pid = None;
             let last = std::mem::take(&mut load.worker);
-            add(&mut load.before, &last);
+            load.before.add_counters(&last);
         });
         over
     }
@@ -509,14 +509,4 @@ impl Supervisor {
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
-}
-
-/// Adds the counters of a worker that is gone; gauges start anew.
-fn add(total: &mut WorkerStats, last: &WorkerStats) {
-    total.steps += last.steps;
-    total.prefill_rows += last.prefill_rows;
-    total.decode_rows += last.decode_rows;
-    total.cancelled += last.cancelled;
-    total.decode_us += last.decode_us;
-    total.overhead_us += last.overhead_us;
 }

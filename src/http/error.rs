@@ -158,7 +158,7 @@ impl From<&EngineError> for ApiError {
     fn from(error: &EngineError) -> Self {
         let text = error.to_string();
         match error {
-            EngineError::BadRequest(_) => Self::bad_request(text),
+            EngineError::BadRequest(_) | EngineError::Unloadable(_) => Self::bad_request(text),
             EngineError::PromptTooLong { .. } => Self::bad_request(text).limit(Limit::Context),
             EngineError::Overloaded {
                 retry_after_seconds,
