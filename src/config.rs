@@ -2,16 +2,34 @@
 
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
 use crate::http::ApiKey;
+use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
+use crate::pool::PoolSettings;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A body of control characters is six times as long when it is escaped for the worker, and must fit into a frame.
 const MOST_BODY: usize = crate::engine::wire::MAX_FRAME / 6 - 4096;
 /// More waiting requests are no service to anybody.
 const MOST_QUEUE: u32 = 4096;
+
+/// More models at once are no use to anybody.
+const MOST_MODELS: u32 = 64;
+
+/// Where models lie, and which are known; the same for every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StoreArgs {
+    /// Folder of the models [default: pocket-llm/models in the user's data folder]
+    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
+    pub models: Option<PathBuf>,
+
+    /// Folder with further model descriptions (TOML files like those in models/)
+    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
+    pub catalogue: Option<PathBuf>,
+}
 
 /// How a model is run; the same for `serve` and `run`.
 #[derive(Args, Clone, Debug)]
@@ -32,14 +50,24 @@ pub struct EngineArgs {
     pub threads_batch: Option<u32>,
 
     /// Rows of one step at most. The compute buffer grows with it (rows × vocabulary × 4 bytes: 131 MiB at 128 for Gemma 3)
+    /// [default: 128, or fewer where memory is short]
     #[arg(
         long,
         short = 'b',
         env = "POCKET_LLM_BATCH_SIZE",
-        default_value_t = 128,
         value_name = "ROWS"
     )]
-    pub batch_size: u32,
+    pub batch_size: Option<u32>,
+
+    /// Don't keep a second copy of the weights in the layout that the processor likes best: saves up to the size of the
+    /// model, and costs speed, most of all for prompts [default: keep it if there is memory for it]
+    #[arg(long, env = "POCKET_LLM_NO_REPACK", value_parser = FalseyValueParser::new())]
+    pub no_repack: bool,
+
+    /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
+    /// a reserve]
+    #[arg(long, env = "POCKET_LLM_MEMORY", value_name = "MIB")]
+    pub memory: Option<u64>,
 
     /// How long a step should take at most, in milliseconds. Long prompts are cut into chunks that keep to it: smaller values
     /// let running answers and cancelled requests wait less, and make long prompts slower. Decoding alone may take longer on a
@@ -71,12 +99,42 @@ pub struct EngineArgs {
 /// What `serve` takes.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// A GGUF file. One that can't be loaded ends the program with status 1
+    /// The model for requests that name none: a name (see `pocket-llm list`), `hf:OWNER/REPO/FILE.gguf`, or a GGUF file. It is
+    /// loaded at start; one that can't be loaded ends the program with status 1. Other models in the store are loaded when
+    /// a request names them [default: the first one in the store, loaded by the first request]
     #[arg(env = "POCKET_LLM_MODEL")]
-    pub model: PathBuf,
+    pub model: Option<String>,
 
-    /// Another name that the model answers to, such as `GEMMA_3_1B_IT`; give it several times or separate names by
-    /// commas. A request for a name that is unknown gets 404
+    /// Where models lie, and which are known
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Models in memory at once. One more makes the one go that was not used for longest
+    #[arg(long, env = "POCKET_LLM_MODELS_MAX", default_value_t = 4, value_name = "N")]
+    pub models_max: u32,
+
+    /// A model that nobody asked for this long is unloaded, the default one too; the next request brings it back. -1: it
+    /// stays until another one needs its room
+    #[arg(
+        long,
+        env = "POCKET_LLM_SLEEP_IDLE_SECONDS",
+        default_value_t = -1.0,
+        allow_negative_numbers = true,
+        value_name = "S"
+    )]
+    pub sleep_idle_seconds: f64,
+
+    /// Let clients install models from any public address (POST /ai/text/upload-model-api) and from any hub repository.
+    /// Models of the catalogue can be downloaded in any case
+    #[arg(long, env = "POCKET_LLM_ALLOW_INSTALL", value_parser = FalseyValueParser::new())]
+    pub allow_install: bool,
+
+    /// Let clients delete models from the store (DELETE /ai/models/NAME)
+    #[arg(long, env = "POCKET_LLM_ALLOW_DELETE", value_parser = FalseyValueParser::new())]
+    pub allow_delete: bool,
+
+    /// Another name that the default model answers to, such as `GEMMA_3_1B_IT`; give it several times or separate names
+    /// by commas. A request for a name that is unknown gets 404
     #[arg(
         long = "alias",
         short = 'a',
@@ -101,16 +159,12 @@ pub struct ServeArgs {
     #[arg(long, short = 'p', env = "POCKET_LLM_PORT", default_value_t = 8005)]
     pub port: u16,
 
-    /// Answers that are generated at once; each has its share of --ctx-size
-    #[arg(
-        long,
-        env = "POCKET_LLM_PARALLEL",
-        default_value_t = 4,
-        value_name = "N"
-    )]
-    pub parallel: u32,
+    /// Answers that one model generates at once; each has its share of --ctx-size [default: 4, or fewer where memory is
+    /// short]
+    #[arg(long, env = "POCKET_LLM_PARALLEL", value_name = "N")]
+    pub parallel: Option<u32>,
 
-    /// Requests that may wait while --parallel others run; one more gets 429 with a Retry-After
+    /// Requests that may wait for a model while --parallel others run; one more gets 429 with a Retry-After
     #[arg(
         long,
         env = "POCKET_LLM_QUEUE",
@@ -183,6 +237,8 @@ pub struct Machine {
     pub allowed_threads: u32,
     /// Threads to use when nobody said a number.
     pub default_threads: u32,
+    /// What its kernels want of the weights.
+    pub kernels: Kernels,
 }
 
 impl Machine {
@@ -191,6 +247,7 @@ impl Machine {
         Self {
             allowed_threads: crate::device::allowed_threads(),
             default_threads: crate::device::default_threads(),
+            kernels: Kernels::here(),
         }
     }
 }
@@ -205,14 +262,18 @@ pub struct ConfigError(String);
 pub struct Config {
     /// Addresses to listen on, each once.
     pub listen: Vec<SocketAddr>,
-    /// The model's file.
-    pub model: PathBuf,
-    /// The name that answers carry: the file's stem.
-    pub name: String,
-    /// Further names.
+    /// The default model, as it was named.
+    pub model: Option<String>,
+    /// Where models lie, and which are known.
+    pub store: StoreArgs,
+    /// Further names of the default model.
     pub aliases: Vec<String>,
-    /// How the engine runs.
-    pub engine: EngineOptions,
+    /// How models are run, and how many.
+    pub pool: PoolSettings,
+    /// Whether clients may install models from any address.
+    pub allow_install: bool,
+    /// Whether clients may delete models.
+    pub allow_delete: bool,
     /// Keys of which clients must send one; empty for none.
     pub api_keys: Vec<ApiKey>,
     /// Largest body in bytes.
@@ -258,15 +319,21 @@ impl ServeArgs {
                 "--alias {alias:?}: a name can't be empty or hold control characters"
             )));
         }
-        let engine = self
-            .engine
-            .check(&self.model, self.parallel, self.queue, machine)?;
+        within("--models-max", self.models_max, 1, MOST_MODELS)?;
+        let mut pool = self.engine.check(self.parallel, self.queue, machine)?;
+        pool.most_loaded = self.models_max as usize;
+        if self.sleep_idle_seconds >= 0.0 {
+            let flag = "--sleep-idle-seconds";
+            pool.keep_alive = Some(seconds(flag, self.sleep_idle_seconds, 0.0, 1e9)?);
+        }
         Ok(Config {
             listen,
-            name: name_of(&self.model),
-            model: self.model,
+            model: self.model.filter(|model| !model.trim().is_empty()),
+            store: self.store,
             aliases,
-            engine,
+            pool,
+            allow_install: self.allow_install,
+            allow_delete: self.allow_delete,
             api_keys: self.api_key,
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
@@ -283,24 +350,74 @@ impl ServeArgs {
 }
 
 impl EngineArgs {
-    /// Checks how a model is to be run with `parallel` sequences and `queue` waiting requests.
+    /// Checks how models are to be run, each with `parallel` sequences and `queue` waiting requests. One model at a time, and
+    /// it stays.
     pub fn check(
         &self,
-        model: &Path,
-        parallel: u32,
+        parallel: Option<u32>,
         queue: u32,
         machine: Machine,
-    ) -> Result<EngineOptions, ConfigError> {
-        within("--parallel", parallel, 1, MOST_SEQUENCES)?;
+    ) -> Result<PoolSettings, ConfigError> {
+        let sequences = parallel.unwrap_or(DEFAULT_PARALLEL);
+        within("--parallel", sequences, 1, MOST_SEQUENCES)?;
         let most = machine.allowed_threads;
         let threads = self.threads.unwrap_or(machine.default_threads);
         within("--threads", threads, 1, most)?;
         let threads_batch = self.threads_batch.unwrap_or(threads);
         within("--threads-batch", threads_batch, 1, most)?;
         let why = |error: ConfigError, why| ConfigError(format!("{error} ({why})"));
-        within("--batch-size", self.batch_size, parallel, MOST_ROWS)
-            .map_err(|error| why(error, "a row for each of --parallel at least"))?;
+        if let Some(rows) = self.batch_size {
+            within("--batch-size", rows, sequences, MOST_ROWS)
+                .map_err(|error| why(error, "a row for each of --parallel at least"))?;
+        }
         within("--step-ms", self.step_ms, 1, 60_000)?;
+        if let Some(cells) = self.ctx_size {
+            within(
+                "--ctx-size",
+                cells,
+                64 * sequences,
+                i32::MAX.cast_unsigned(),
+            )
+            .map_err(|error| why(error, "64 for each of --parallel at least"))?;
+        }
+        if let Some(mebibytes) = self.memory {
+            within("--memory", mebibytes, 16, 1 << 40)?;
+        }
+        let words = self.engine_launcher.as_deref().unwrap_or_default();
+        let config = WorkerConfig {
+            model: PathBuf::new(),
+            ctx_size: self.ctx_size,
+            parallel: sequences,
+            threads,
+            threads_batch,
+            batch_size: self.batch_size.unwrap_or(DEFAULT_ROWS).max(sequences),
+            step_ms: self.step_ms,
+            places: sequences + queue,
+            repack: !self.no_repack,
+            chat_template: None,
+        };
+        Ok(PoolSettings {
+            engine: EngineOptions {
+                config,
+                launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
+                stall: self.stall()?,
+                load_stall: Duration::from_mins(2),
+                restart_pause: Duration::from_millis(500),
+            },
+            asked: Asked {
+                ctx_size: self.ctx_size,
+                parallel,
+                batch_size: self.batch_size,
+                repack: self.no_repack.then_some(false),
+            },
+            kernels: machine.kernels,
+            memory: self.memory.map(|mebibytes| mebibytes << 20),
+            most_loaded: 1,
+            keep_alive: None,
+        })
+    }
+
+    fn stall(&self) -> Result<Duration, ConfigError> {
         let stall = seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?;
         if stall < 2 * Duration::from_millis(self.step_ms.into()) {
             return Err(ConfigError(format!(
@@ -308,38 +425,8 @@ impl EngineArgs {
                 self.stall_seconds, self.step_ms
             )));
         }
-        if let Some(cells) = self.ctx_size {
-            within("--ctx-size", cells, 64 * parallel, i32::MAX.cast_unsigned())
-                .map_err(|error| why(error, "64 for each of --parallel at least"))?;
-        }
-        let words = self.engine_launcher.as_deref().unwrap_or_default();
-        Ok(EngineOptions {
-            config: WorkerConfig {
-                model: model.to_owned(),
-                ctx_size: self.ctx_size,
-                parallel,
-                threads,
-                threads_batch,
-                batch_size: self.batch_size,
-                step_ms: self.step_ms,
-                places: parallel + queue,
-                repack: true,
-                chat_template: None,
-            },
-            launch: Launch::Process(words.split_whitespace().map(OsString::from).collect()),
-            stall,
-            load_stall: Duration::from_mins(2),
-            restart_pause: Duration::from_millis(500),
-        })
+        Ok(stall)
     }
-}
-
-/// The name that a model file goes by: its stem.
-pub fn name_of(model: &Path) -> String {
-    model.file_stem().map_or_else(
-        || "model".into(),
-        |stem| stem.to_string_lossy().into_owned(),
-    )
 }
 
 fn address(host: &str) -> Result<IpAddr, ConfigError> {

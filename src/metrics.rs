@@ -1,9 +1,10 @@
 //! What is counted, and how `/metrics` shows it (`OpenMetrics` text, prefix `pocket_llm_`).
 //!
-//! The front's own numbers are counted as things happen. The engine's are read when somebody asks: they are in
-//! [`Load`] anyway. No label holds anything that a client chose.
+//! The front's own numbers are counted as things happen. The engines' are read when somebody asks: the [`Pool`] has them
+//! anyway. No label holds anything that a client chose: `model` is a name of the library.
 
-use crate::engine::{EngineHandle, EngineState, Load};
+use crate::engine::EngineState;
+use crate::pool::Pool;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -112,6 +113,11 @@ struct RequestLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabels {
     limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
 }
 
 /// What a listener counts. Clones share their numbers.
@@ -238,46 +244,58 @@ impl Metrics {
         self.generated_tokens.inc_by(tokens.generated.into());
     }
 
-    /// Everything as `OpenMetrics` text, the engine's numbers included.
-    pub fn encode(&self, engine: &EngineHandle) -> Result<String, fmt::Error> {
+    /// Everything as `OpenMetrics` text, the engines' numbers included.
+    pub fn encode(&self, pool: &Pool) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &engine_registry(engine))?;
+        encode_registry(&mut text, &pool_registry(pool))?;
         encode_eof(&mut text)?;
         Ok(text)
     }
 }
 
-/// The engine's numbers of this moment.
+/// The engines' numbers of this moment: sums over all models, and what each one takes.
 #[rustfmt::skip] // A table reads best as one.
-fn engine_registry(engine: &EngineHandle) -> Registry {
+fn pool_registry(pool: &Pool) -> Registry {
     let mut registry = Registry::with_prefix(PREFIX);
-    let Load { worker, before, restarts, .. } = engine.load();
-    let queued = engine.in_flight().saturating_sub(worker.running);
-    let loaded = u32::from(matches!(engine.state(), EngineState::Ready(_)));
+    let totals = pool.totals();
+    let worker = &totals.workers;
+    let queued = pool.in_flight().saturating_sub(worker.running);
+
+    let loaded = Family::<ModelLabels, Gauge>::default();
+    let memory = Family::<ModelLabels, Gauge>::default();
+    for seen in pool.seen() {
+        let labels = ModelLabels { model: seen.facts.model.name.clone() };
+        let ready = matches!(seen.state, EngineState::Ready(_));
+        // While a model leaves and comes back it is here twice.
+        loaded.get_or_create(&labels).inc_by(i64::from(ready));
+        memory.get_or_create(&labels).inc_by(i64::try_from(seen.bytes).unwrap_or(i64::MAX));
+    }
+    registry.register("model_loaded", "Whether a model is in memory", loaded);
+    registry.register_with_unit("model_memory", "What a model takes by the memory plan", Unit::Bytes, memory);
 
     let mut gauge = |name, help, value: u32| registry.register(name, help, ConstGauge::new(value));
-    gauge("model_loaded", "Whether the model is in memory", loaded);
     gauge("requests_running", "Requests that have a sequence", worker.running);
     gauge("requests_queued", "Requests that wait for one", queued);
-    gauge("request_places", "Requests that may run or wait at once", engine.places());
+    gauge("request_places", "Requests that may run or wait at once for one model", pool.places());
     gauge("kv_cells", "KV cells in all", worker.kv_cells);
     gauge("kv_cells_used", "KV cells that hold tokens, kept ones included", worker.kv_cells_used);
 
-    // A worker counts from its own start; what its predecessors counted comes on top.
-    let mut counter = |name, help, now: u64, before: u64| registry.register(name, help, ConstCounter::new(before + now));
-    counter("worker_restarts", "Workers started after the first", restarts, 0);
-    counter("worker_steps", "Steps of the engine's loop", worker.steps, before.steps);
-    counter("worker_prefill_rows", "Prompt tokens decoded", worker.prefill_rows, before.prefill_rows);
-    counter("worker_decode_rows", "Answer tokens decoded", worker.decode_rows, before.decode_rows);
-    counter("cancellations", "Sequences freed because their client left or their time was over", worker.cancelled, before.cancelled);
+    let mut counter = |name, help, value: u64| registry.register(name, help, ConstCounter::new(value));
+    counter("model_loads", "Times that a model was let into memory", totals.loads);
+    counter("model_unloads", "Times that a model went", totals.unloads);
+    counter("worker_restarts", "Workers started after their model's first", totals.restarts);
+    counter("worker_steps", "Steps of the engines' loops", worker.steps);
+    counter("worker_prefill_rows", "Prompt tokens decoded", worker.prefill_rows);
+    counter("worker_decode_rows", "Answer tokens decoded", worker.decode_rows);
+    counter("cancellations", "Sequences freed because their client left or their time was over", worker.cancelled);
 
-    let mut seconds = |name, help, now: u64, before: u64| {
-        let time = Duration::from_micros(before + now).as_secs_f64();
+    let mut seconds = |name, help, micros: u64| {
+        let time = Duration::from_micros(micros).as_secs_f64();
         registry.register_with_unit(name, help, Unit::Seconds, ConstCounter::new(time));
     };
-    seconds("worker_decode", "Time inside llama_decode", worker.decode_us, before.decode_us);
-    seconds("worker_overhead", "Time of everything else in a step", worker.overhead_us, before.overhead_us);
+    seconds("worker_decode", "Time inside llama_decode", worker.decode_us);
+    seconds("worker_overhead", "Time of everything else in a step", worker.overhead_us);
     registry
 }
 

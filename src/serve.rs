@@ -1,10 +1,12 @@
 //! The composition root: listeners, engine, router, signals, and a drain with a deadline.
 
 use crate::config::Config;
-use crate::engine::{EngineHandle, EngineState};
-use crate::http::{self, App, HttpSettings, Lifecycle};
+use crate::engine::EngineState;
+use crate::http::{self, App, HttpSettings, Lifecycle, Parts};
 use crate::metrics::Metrics;
-use crate::models::ServedModel;
+use crate::models::download::Downloads;
+use crate::models::{Collection, Library, Model};
+use crate::pool::{Lease, Pool};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,18 +17,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How often a drain looks whether the model is loaded.
-const LOAD_POLL: Duration = Duration::from_millis(20);
 /// Beside the time that the listener gives connections to close.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
 /// Serves until a signal, then drains.
 pub async fn serve(config: Config) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
+    let collection = Collection::open(&config.store)?;
+    let default = config.model.as_deref();
+    let default = default.map(|name| collection.find(name)).transpose()?;
     let listeners = bind(&config).await?;
-    let engine = EngineHandle::start(config.engine.clone())?;
     let lifecycle = Lifecycle::default();
-    let app = app(&config, engine.clone(), lifecycle.clone());
+    let pool = Pool::new(config.pool.clone());
+    let app = app(&config, collection, default.clone(), pool, &lifecycle);
     let settings = app.settings().clone();
     let close_time = settings.close_time;
     for listener in &listeners {
@@ -42,28 +45,29 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
             let _ = stopped.await;
         },
     ));
-    let first = tokio::select! {
-        state = engine.loaded() => Some(state),
-        () = signals.any() => None,
+    let ended = tokio::select! {
+        loaded = preload(app.pool(), default.as_ref()) => loaded.map(|()| false),
+        () = signals.any() => Ok(true),
     };
-    if let Some(EngineState::Failed { reason } | EngineState::Restarting { reason }) = first {
-        engine.shutdown().await;
-        bail!(reason);
-    }
-    if first.is_some() {
-        signals.any().await;
+    match ended {
+        Ok(true) => {}
+        Ok(false) => signals.any().await,
+        Err(error) => {
+            app.pool().shutdown().await;
+            return Err(error);
+        }
     }
     tracing::info!(
         drain_delay = config.drain_delay.as_secs_f64(),
         grace = config.grace.as_secs_f64(),
-        in_flight = engine.in_flight(),
+        in_flight = app.pool().in_flight(),
         "stopping; a second signal stops at once"
     );
     lifecycle.drain();
     tokio::select! {
         () = drain(&config, &app) => {}
         () = signals.any() => {
-            tracing::warn!(in_flight = engine.in_flight(), "stopped at once by a second signal");
+            tracing::warn!(in_flight = app.pool().in_flight(), "stopped at once by a second signal");
             return Ok(ExitCode::FAILURE);
         }
     }
@@ -73,6 +77,23 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Loads the default model, if one was named.
+async fn preload(pool: &Pool, default: Option<&Model>) -> Result<()> {
+    let Some(model) = default else { return Ok(()) };
+    load(pool, model).await?;
+    Ok(())
+}
+
+/// A model, loaded; or why it can't be.
+pub(crate) async fn load(pool: &Pool, model: &Model) -> Result<Lease> {
+    let lease = pool.lease(model, true).await?;
+    match lease.engine().loaded().await {
+        EngineState::Ready(_) | EngineState::Loading { .. } => Ok(lease),
+        EngineState::Failed { reason } | EngineState::Restarting { reason } => bail!(reason),
+        EngineState::Stopped => bail!("the engine ended"),
+    }
 }
 
 async fn bind(config: &Config) -> Result<Vec<TcpListener>> {
@@ -92,26 +113,34 @@ async fn bind(config: &Config) -> Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-fn app(config: &Config, engine: EngineHandle, lifecycle: Lifecycle) -> App {
+fn app(
+    config: &Config,
+    collection: Collection,
+    default: Option<Model>,
+    pool: Pool,
+    lifecycle: &Lifecycle,
+) -> App {
+    let name = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
     let settings = HttpSettings {
         body_limit: config.body_limit,
         max_connections: config.max_connections,
         keep_alive: config.keep_alive,
         keys: config.api_keys.clone(),
-        pod_name: std::env::var("POD_NAME")
-            .ok()
-            .filter(|name| !name.is_empty()),
-        node_name: std::env::var("NODE_NAME")
-            .ok()
-            .filter(|name| !name.is_empty()),
+        allow_install: config.allow_install,
+        allow_delete: config.allow_delete,
+        pod_name: name("POD_NAME"),
+        node_name: name("NODE_NAME"),
         ..HttpSettings::default()
     };
-    let model = ServedModel::new(
-        config.name.clone(),
-        config.aliases.clone(),
-        config.model.clone(),
-    );
-    App::new(engine, model, Arc::new(Metrics::new()), settings, lifecycle)
+    let downloads = Downloads::new(&collection);
+    App::new(Parts {
+        pool,
+        library: Library::new(collection, default, config.aliases.clone()),
+        downloads,
+        metrics: Arc::new(Metrics::new()),
+        settings,
+        lifecycle: lifecycle.clone(),
+    })
 }
 
 /// The one thing on standard output: where to reach us.
@@ -126,23 +155,16 @@ fn announce(listener: &TcpListener) -> Result<()> {
 
 /// Lets load balancers notice, then lets running and waiting requests finish, then ends those that are left.
 async fn drain(config: &Config, app: &App) {
-    let engine = app.engine();
+    let pool = app.pool();
     tokio::time::sleep(config.drain_delay).await;
-    let served = async {
-        // They have a promise too; the engine does not know of them before its model is loaded.
-        while app.waiting_for_load() > 0 {
-            tokio::time::sleep(LOAD_POLL).await;
-        }
-        engine.close();
-        engine.idle().await;
-    };
-    if timeout(config.grace, served).await.is_err() {
+    pool.close();
+    if timeout(config.grace, pool.idle()).await.is_err() {
         tracing::warn!(
-            in_flight = engine.in_flight(),
+            in_flight = pool.in_flight(),
             "the grace is over; requests are ended"
         );
     }
-    engine.shutdown().await;
+    pool.shutdown().await;
 }
 
 struct Signals {

@@ -1,10 +1,13 @@
 //! What every handler shares.
 
 use super::auth::ApiKey;
+use super::error::{ApiError, Code};
 use super::lifecycle::Lifecycle;
-use crate::engine::{EngineError, EngineHandle, EngineState, ModelInfo};
+use crate::engine::EngineState;
 use crate::metrics::{ConnectionMeters, Metrics};
-use crate::models::ServedModel;
+use crate::models::download::Downloads;
+use crate::models::{Library, Model, NoModel};
+use crate::pool::{Lease, Pool, Seen};
 use axum::http::HeaderValue;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -37,6 +40,10 @@ pub struct HttpSettings {
     pub close_time: Duration,
     /// Keys of which a client must show one; none for an open door.
     pub keys: Vec<ApiKey>,
+    /// Whether clients may install models from any address.
+    pub allow_install: bool,
+    /// Whether clients may delete models.
+    pub allow_delete: bool,
     /// The pod that this server runs in.
     pub pod_name: Option<String>,
     /// The node that this server runs on.
@@ -60,11 +67,29 @@ impl Default for HttpSettings {
             send_timeout: Duration::from_mins(1),
             close_time: Duration::from_secs(2),
             keys: Vec::new(),
+            allow_install: false,
+            allow_delete: false,
             pod_name: None,
             node_name: None,
             meters: ConnectionMeters::default(),
         }
     }
+}
+
+/// What a server is made of.
+pub struct Parts {
+    /// The engines.
+    pub pool: Pool,
+    /// The models that they can be.
+    pub library: Library,
+    /// Downloads that run; `None` without a store.
+    pub downloads: Option<Downloads>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Limits and names.
+    pub settings: HttpSettings,
+    /// Whether the server drains.
+    pub lifecycle: Lifecycle,
 }
 
 /// A server's shared parts. Clones are handles on the same ones.
@@ -74,16 +99,8 @@ pub struct App {
 }
 
 struct Inner {
-    engine: EngineHandle,
-    model: ServedModel,
-    metrics: Arc<Metrics>,
-    settings: HttpSettings,
-    lifecycle: Lifecycle,
+    parts: Parts,
     served_by: Option<HeaderValue>,
-    /// What was last loaded: requests are prepared by it while the worker is started again. Locked for a clone only.
-    last_info: Mutex<Option<Arc<ModelInfo>>>,
-    /// Places for requests that wait for the first load.
-    waiting: Semaphore,
     /// One permit is one KiB.
     body_memory: Arc<Semaphore>,
     started: Instant,
@@ -100,28 +117,17 @@ struct Busy {
 
 impl App {
     /// Brings the parts together.
-    pub fn new(
-        engine: EngineHandle,
-        model: ServedModel,
-        metrics: Arc<Metrics>,
-        mut settings: HttpSettings,
-        lifecycle: Lifecycle,
-    ) -> Self {
-        settings.meters = metrics.connections();
+    pub fn new(mut parts: Parts) -> Self {
+        let settings = &mut parts.settings;
+        settings.meters = parts.metrics.connections();
         let named = settings.pod_name.as_ref().or(settings.node_name.as_ref());
         let served_by = named.and_then(|name| HeaderValue::from_str(name).ok());
         // No body may be too large for the memory of all.
         let body_memory = settings.body_memory.max(settings.body_limit) / 1024 + 1;
         let inner = Inner {
-            waiting: Semaphore::new(engine.places() as usize),
             body_memory: Arc::new(Semaphore::new(body_memory.min(Semaphore::MAX_PERMITS))),
-            engine,
-            model,
-            metrics,
-            settings,
-            lifecycle,
+            parts,
             served_by,
-            last_info: Mutex::new(None),
             started: Instant::now(),
             busy: Mutex::default(),
         };
@@ -130,39 +136,38 @@ impl App {
         }
     }
 
-    /// The engine behind the door.
-    pub fn engine(&self) -> &EngineHandle {
-        &self.inner.engine
+    /// The engines behind the door.
+    pub fn pool(&self) -> &Pool {
+        &self.inner.parts.pool
     }
 
-    /// The model that is served.
-    pub fn model(&self) -> &ServedModel {
-        &self.inner.model
+    /// The models that can be asked.
+    pub fn library(&self) -> &Library {
+        &self.inner.parts.library
+    }
+
+    /// Downloads that run.
+    pub(super) fn downloads(&self) -> Option<&Downloads> {
+        self.inner.parts.downloads.as_ref()
     }
 
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+        &self.inner.parts.metrics
     }
 
     /// Limits and names.
     pub fn settings(&self) -> &HttpSettings {
-        &self.inner.settings
+        &self.inner.parts.settings
     }
 
     /// Whether the server drains.
     pub fn lifecycle(&self) -> &Lifecycle {
-        &self.inner.lifecycle
+        &self.inner.parts.lifecycle
     }
 
     pub(super) fn served_by(&self) -> Option<&HeaderValue> {
         self.inner.served_by.as_ref()
-    }
-
-    /// Requests that wait for the model's first load.
-    pub fn waiting_for_load(&self) -> u32 {
-        let free = u32::try_from(self.inner.waiting.available_permits()).unwrap_or(u32::MAX);
-        self.engine().places().saturating_sub(free)
     }
 
     pub(super) fn body_memory(&self) -> Arc<Semaphore> {
@@ -173,59 +178,43 @@ impl App {
         self.inner.started.elapsed()
     }
 
-    /// What the model is, if it is or was loaded.
-    pub(super) fn known_info(&self) -> Option<Arc<ModelInfo>> {
-        let mut last = lock(&self.inner.last_info);
-        if let EngineState::Ready(info) = self.engine().state() {
-            *last = Some(info);
-        }
-        last.clone()
+    /// The model that a request names, for as long as the request needs it. One that is not in memory begins to come in.
+    pub(super) async fn lease(&self, asked: Option<&str>) -> Result<Lease, ApiError> {
+        let model = self.library().resolve(asked)?;
+        let kept = self.library().is_default(&model.path);
+        let lease = self.pool().lease(&model, kept).await;
+        lease.map_err(|error| ApiError::from(&error))
     }
 
-    /// What the model is; waits for its first load. Requests that wait here are as many as the engine has places.
-    pub(super) async fn model_info(&self) -> Result<Arc<ModelInfo>, EngineError> {
-        if let Some(info) = self.known_info() {
-            return Ok(info);
-        }
-        let Ok(_place) = self.inner.waiting.try_acquire() else {
-            return Err(EngineError::Overloaded {
-                places: self.engine().places(),
-                retry_after_seconds: 2,
-            });
-        };
-        match self.engine().loaded().await {
-            EngineState::Ready(info) => Ok(info),
-            EngineState::Restarting { reason } | EngineState::Failed { reason } => {
-                Err(EngineError::NotReady(format!(
-                    "the model is not available ({reason}); it is tried again"
-                )))
-            }
-            EngineState::Stopped => Err(EngineError::ShuttingDown),
-            EngineState::Loading { .. } => {
-                Err(EngineError::NotReady("the model is being loaded".into()))
-            }
-        }
+    /// The model that is spoken of where one is: the default one, else the one that was used last.
+    pub(super) fn current(&self) -> Option<Seen> {
+        let default = self.library().default().ok();
+        let seen = default.and_then(|model| self.pool().seen_of(&model.path));
+        seen.or_else(|| self.pool().seen().into_iter().min_by_key(|seen| seen.idle))
     }
 
-    /// Why no request should be sent here now, if so, in one line.
+    /// Why no request should be sent here now, if so, in one line. A default model that is not in memory is no reason: the next
+    /// request brings it back.
     pub(super) fn readiness(&self) -> Result<(), String> {
         if self.lifecycle().is_draining() {
             return Err("draining: this server is going down".into());
         }
-        match self.engine().state() {
-            EngineState::Ready(_) | EngineState::Loading { first: false, .. } => Ok(()),
-            EngineState::Loading { progress, .. } => Err(format!(
+        let default = self.library().default();
+        let default = default.map_err(|error| one_line(&error.to_string()))?;
+        match self.pool().seen_of(&default.path).map(|seen| seen.state) {
+            None | Some(EngineState::Ready(_) | EngineState::Loading { first: false, .. }) => Ok(()),
+            Some(EngineState::Loading { progress, .. }) => Err(format!(
                 "the model is being loaded ({:.0} %)",
                 progress * 100.0
             )),
-            EngineState::Restarting { reason } => Err(format!(
+            Some(EngineState::Restarting { reason }) => Err(format!(
                 "the model's process is started again; it ended: {}",
                 one_line(&reason)
             )),
-            EngineState::Failed { reason } => {
+            Some(EngineState::Failed { reason }) => {
                 Err(format!("the model can't be loaded: {}", one_line(&reason)))
             }
-            EngineState::Stopped => Err("stopped".into()),
+            Some(EngineState::Stopped) => Err("stopped".into()),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::json;
 use crate::engine::EngineError;
 use crate::metrics::Limit;
+use crate::models::NoModel;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -14,15 +15,23 @@ const RETRY_SECONDS: u32 = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     AiServiceError,
+    InvalidRequest,
+    InvalidModel,
+    AuthRequired,
     Unauthorized,
+    Forbidden,
+    StoragePermissionDenied,
     NotFound,
     ModelNotAvailable,
+    ModelNotFound,
+    ModelNotDownloaded,
     MethodNotAllowed,
     RequestTimeout,
     PayloadTooLarge,
     RequestRefused,
     Overloaded,
     AiError,
+    RemovalError,
     NotImplemented,
     EngineDied,
     NotReady,
@@ -32,17 +41,25 @@ pub(super) enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::AiServiceError,
+        Self::InvalidRequest,
+        Self::InvalidModel,
+        Self::AuthRequired,
         Self::Unauthorized,
+        Self::Forbidden,
+        Self::StoragePermissionDenied,
         Self::NotFound,
         Self::ModelNotAvailable,
+        Self::ModelNotFound,
+        Self::ModelNotDownloaded,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::PayloadTooLarge,
         Self::RequestRefused,
         Self::Overloaded,
         Self::AiError,
+        Self::RemovalError,
         Self::NotImplemented,
         Self::EngineDied,
         Self::NotReady,
@@ -55,15 +72,23 @@ impl Code {
     fn parts(self) -> (u16, &'static str, &'static str, &'static str) {
         match self {
             Self::AiServiceError => (400, "AI_SERVICE_ERROR", "bad_request", "the request can't be used as it is"),
+            Self::InvalidRequest => (400, "INVALID_REQUEST", "bad_request", "a field is missing; `details` names those that are needed"),
+            Self::InvalidModel => (400, "INVALID_MODEL", "bad_request", "no model can have, or has, this name"),
+            Self::AuthRequired => (400, "AUTH_REQUIRED", "bad_request", "the model's publisher wants a login; `details` says how"),
             Self::Unauthorized => (401, "UNAUTHORIZED", "unauthorized", "the key is missing or wrong"),
+            Self::Forbidden => (403, "FORBIDDEN", "forbidden", "this server was not started with the flag that allows it"),
+            Self::StoragePermissionDenied => (403, "STORAGE_PERMISSION_DENIED", "no_storage", "the model directory can't be read or written"),
             Self::NotFound => (404, "NOT_FOUND", "not_found", "there is nothing at this path"),
-            Self::ModelNotAvailable => (404, "MODEL_NOT_AVAILABLE", "unknown_model", "no model has this name; `details` lists those that exist"),
+            Self::ModelNotAvailable => (404, "MODEL_NOT_AVAILABLE", "unknown_model", "no model has this name, or it is not downloaded; `details` says what there is"),
+            Self::ModelNotFound => (404, "MODEL_NOT_FOUND", "unknown_model", "no model has this name"),
+            Self::ModelNotDownloaded => (404, "MODEL_NOT_DOWNLOADED", "unknown_model", "the model is known, but not on disk"),
             Self::MethodNotAllowed => (405, "METHOD_NOT_ALLOWED", "wrong_method", "the path takes another method, see the header Allow"),
             Self::RequestTimeout => (408, "REQUEST_TIMEOUT", "body_timeout", "the request's body came too slowly"),
             Self::PayloadTooLarge => (413, "PAYLOAD_TOO_LARGE", "too_large", "the request's body is too large"),
             Self::RequestRefused => (422, "REQUEST_REFUSED", "refused", "this very request ended the model's process before"),
             Self::Overloaded => (429, "OVERLOADED", "overloaded", "every place is taken; see the header Retry-After"),
             Self::AiError => (500, "AI_ERROR", "internal", "a fault of the server; its log knows more"),
+            Self::RemovalError => (500, "REMOVAL_ERROR", "internal", "the model's file could not be removed"),
             Self::NotImplemented => (501, "NOT_IMPLEMENTED", "not_implemented", "this server can't do that (yet)"),
             Self::EngineDied => (502, "ENGINE_DIED", "engine_died", "the model's process ended during the request; ask again"),
             Self::NotReady => (503, "NOT_READY", "not_ready", "the model is not loaded; see the header Retry-After"),
@@ -181,6 +206,28 @@ impl From<&EngineError> for ApiError {
         }
     }
 }
+
+impl From<NoModel> for ApiError {
+    fn from(error: NoModel) -> Self {
+        let text = error.to_string();
+        match error {
+            NoModel::Unknown { available, .. } if available.is_empty() => {
+                Self::new(Code::ModelNotAvailable, text).details(GET_A_MODEL)
+            }
+            NoModel::Unknown { available, .. } => Self::new(Code::ModelNotAvailable, text)
+                .details(format!("available: {}", available.join(", "))),
+            NoModel::NotDownloaded(name) => Self::new(Code::ModelNotAvailable, text).details(format!(
+                "get it: POST /ai/models/download {{\"modelName\":\"{name}\"}}, or `pocket-llm pull {name}` on the server"
+            )),
+            NoModel::Damaged { .. } => Self::new(Code::ModelNotAvailable, text),
+            NoModel::Nothing => Self::new(Code::ModelNotAvailable, text).details(GET_A_MODEL),
+            NoModel::Store(_) => Self::new(Code::StoragePermissionDenied, text),
+        }
+    }
+}
+
+/// What to do about an empty store.
+const GET_A_MODEL: &str = "get one: POST /ai/models/download {\"modelName\":\"gemma-3-1b\"}; GET /ai/models lists more";
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {

@@ -22,7 +22,7 @@ mod socket;
 mod timings;
 mod tracked;
 
-pub use app::{App, HttpSettings};
+pub use app::{App, HttpSettings, Parts};
 pub use auth::ApiKey;
 pub use lifecycle::Lifecycle;
 pub use listen::Peer;

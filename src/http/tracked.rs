@@ -8,6 +8,7 @@ use super::body::Memory;
 use super::error::ApiError;
 use crate::engine::{EngineError, Event, FinishReason, Generation, Request};
 use crate::metrics::{Limit, Outcome, TokenCounts};
+use crate::pool::Lease;
 use std::time::{Duration, Instant};
 
 /// One request's account.
@@ -15,6 +16,8 @@ pub(super) struct Tracker {
     app: App,
     endpoint: &'static str,
     client: String,
+    /// The true name of the model, once it is known.
+    model: Option<String>,
     arrived: Instant,
     /// The body's share of memory, until the engine has found that the prompt fits a context and so is small.
     memory: Memory,
@@ -33,6 +36,7 @@ impl Tracker {
             app: app.clone(),
             endpoint,
             client,
+            model: None,
             arrived,
             memory: Memory::default(),
             first_text: None,
@@ -122,6 +126,7 @@ impl Drop for Tracker {
             endpoint = self.endpoint,
             outcome = outcome.as_str(),
             client = self.client,
+            model = self.model,
             prompt_tokens = self.tokens.prompt,
             cached_tokens = self.tokens.cached,
             generated_tokens = self.tokens.generated,
@@ -136,15 +141,23 @@ impl Drop for Tracker {
 pub(super) struct Tracked {
     generation: Generation,
     tracker: Tracker,
+    /// The model stays while its generation lives.
+    _lease: Lease,
 }
 
 impl Tracked {
-    /// Submits a request.
-    pub(super) fn submit(mut tracker: Tracker, request: Request) -> Result<Self, ApiError> {
-        match tracker.app.engine().submit(request) {
+    /// Submits a request to the model of the lease.
+    pub(super) fn submit(
+        mut tracker: Tracker,
+        lease: Lease,
+        request: Request,
+    ) -> Result<Self, ApiError> {
+        tracker.model = Some(lease.facts().model.name.clone());
+        match lease.engine().submit(request) {
             Ok(generation) => Ok(Self {
                 generation,
                 tracker,
+                _lease: lease,
             }),
             Err(error) => {
                 let error = ApiError::from(&error);

@@ -27,7 +27,10 @@ struct Index {
 /// `GET /`
 pub(in crate::http) async fn index(State(app): State<App>) -> Response {
     let message = match app.readiness() {
-        Ok(()) => format!("{} answers at POST {}", app.model().name(), text::PATH),
+        Ok(()) => match app.library().default() {
+            Ok(model) => format!("{} answers at POST {}", model.name, text::PATH),
+            Err(error) => error.to_string(),
+        },
         Err(reason) => format!("not ready: {reason}"),
     };
     let body = Index {
@@ -74,7 +77,10 @@ pub(in crate::http) async fn help(headers: HeaderMap) -> Response {
 }
 
 /// `GET /capabilities`
-pub(in crate::http) async fn capabilities(peer: Option<Extension<Peer>>) -> Response {
+pub(in crate::http) async fn capabilities(
+    State(app): State<App>,
+    peer: Option<Extension<Peer>>,
+) -> Response {
     let body = json!({
         "server": SERVER,
         "version": VERSION,
@@ -82,7 +88,7 @@ pub(in crate::http) async fn capabilities(peer: Option<Extension<Peer>>) -> Resp
             "text_generation": true,
             "streaming": ["text/event-stream", "application/x-ndjson", "text/plain"],
             "chat_history": true,
-            "model_management": false,
+            "model_management": app.downloads().is_some(),
             "object_detection": false,
             "image_input": false,
         },

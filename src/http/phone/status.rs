@@ -6,6 +6,7 @@ use super::super::tracked::millis;
 use super::info::features;
 use super::{SERVER, VERSION, epoch_ms};
 use crate::engine::{EngineState, ModelInfo};
+use crate::pool::Seen;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -14,10 +15,11 @@ use std::time::SystemTime;
 
 /// `GET /status`
 pub(in crate::http) async fn status(State(app): State<App>) -> Response {
-    let engine = app.engine();
-    let load = engine.load();
-    let in_flight = engine.in_flight();
+    let totals = app.pool().totals();
+    let in_flight = app.pool().in_flight();
     let settings = app.settings();
+    let models: Vec<Value> = app.pool().seen().iter().map(model).collect();
+    let current = app.current();
     let body = json!({
         "status": "running",
         "timestamp": epoch_ms(SystemTime::now()),
@@ -27,18 +29,15 @@ pub(in crate::http) async fn status(State(app): State<App>) -> Response {
         "draining": app.lifecycle().is_draining(),
         "features": features(),
         "permissions": {"location": false, "camera": false},
-        "ai": ai(&app, in_flight),
+        "ai": ai(&app, current.as_ref(), in_flight),
         "queue": {
-            "running": load.worker.running,
-            "queued": in_flight.saturating_sub(load.worker.running),
-            "places": engine.places(),
+            "running": totals.workers.running,
+            "queued": in_flight.saturating_sub(totals.workers.running),
+            "places": app.pool().places(),
             "inFlight": in_flight,
         },
-        "worker": {
-            "pid": load.pid,
-            "restarts": load.restarts,
-            "trouble": trouble(&engine.state()),
-        },
+        "worker": current.as_ref().map(worker),
+        "models": models,
         "uptimeSeconds": app.uptime().as_secs(),
         "pod": settings.pod_name,
         "node": settings.node_name,
@@ -60,31 +59,85 @@ pub(in crate::http) async fn health(State(app): State<App>) -> Response {
     json::pretty(status, &body)
 }
 
-fn ai(app: &App, in_flight: u32) -> Value {
-    let state = app.engine().state();
-    let (name, details) = match &state {
-        EngineState::Ready(info) => (Some(app.model().name()), Some(details(info))),
-        _ => (None, None),
-    };
-    let loading = match &state {
-        EngineState::Loading {
-            progress, since, ..
-        } => Some((*progress, SystemTime::now().checked_sub(since.elapsed()))),
+fn ai(app: &App, current: Option<&Seen>, in_flight: u32) -> Value {
+    let loaded = current.and_then(|seen| match &seen.state {
+        EngineState::Ready(info) => Some((seen.facts.model.name.as_str(), details(info))),
         _ => None,
-    };
+    });
+    let (name, details) = loaded.unzip();
+    let loading = app.pool().seen().into_iter().find_map(|seen| loading(&seen));
     let since = app.busy_since().filter(|_| in_flight > 0);
+    let listed = app.library().list().unwrap_or_default();
     json!({
         "isEnabled": true,
-        "downloadedModels": 1,
-        "totalModels": 1,
+        "downloadedModels": listed.iter().filter(|listed| listed.model.is_some()).count(),
+        "totalModels": listed.len(),
         "currentModel": name,
         "currentModelDetails": details,
         "supportedFeatures": ["text_generation", "streaming"],
         "isProcessing": in_flight > 0,
         "processingStartTime": since.map(epoch_ms),
         "isModelLoading": loading.is_some(),
-        "modelLoadingStartTime": loading.and_then(|(_, since)| since).map(epoch_ms),
-        "modelLoadingProgress": loading.map(|(progress, _)| progress),
+        "modelLoadingStartTime": loading.and_then(|loading| loading.since).map(epoch_ms),
+        "modelLoadingProgress": loading.map(|loading| loading.progress),
+    })
+}
+
+/// How far the load of a model is.
+#[derive(Clone, Copy)]
+pub(super) struct Loading {
+    /// 0 to 1.
+    pub(super) progress: f32,
+    pub(super) since: Option<SystemTime>,
+}
+
+/// How far it is, if it is being loaded or waits for room.
+pub(super) fn loading(seen: &Seen) -> Option<Loading> {
+    let EngineState::Loading {
+        progress, since, ..
+    } = &seen.state
+    else {
+        return None;
+    };
+    Some(Loading {
+        progress: *progress,
+        since: SystemTime::now().checked_sub(since.elapsed()),
+    })
+}
+
+/// A model in memory, or on its way.
+fn model(seen: &Seen) -> Value {
+    json!({
+        "name": seen.facts.model.name,
+        "state": state(seen),
+        "progress": loading(seen).map(|loading| loading.progress),
+        "running": seen.load.worker.running,
+        "inFlight": seen.in_flight,
+        "places": seen.places,
+        "memoryBytes": seen.bytes,
+        "idleSeconds": seen.idle.map(|idle| idle.as_secs()),
+        "worker": worker(seen),
+    })
+}
+
+fn state(seen: &Seen) -> &'static str {
+    match &seen.state {
+        _ if seen.leaving => "leaving",
+        // Its sizes are not decided before there is room.
+        EngineState::Loading { .. } if seen.bytes == 0 => "waiting",
+        EngineState::Loading { .. } => "loading",
+        EngineState::Ready(_) => "ready",
+        EngineState::Restarting { .. } => "restarting",
+        EngineState::Failed { .. } => "failed",
+        EngineState::Stopped => "stopped",
+    }
+}
+
+fn worker(seen: &Seen) -> Value {
+    json!({
+        "pid": seen.load.pid,
+        "restarts": seen.load.restarts,
+        "trouble": trouble(&seen.state),
     })
 }
 

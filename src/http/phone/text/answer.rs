@@ -31,7 +31,7 @@ impl Answer {
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) model: String,
-    pub(super) licence: Option<&'static str>,
+    pub(super) licence: Option<String>,
     pub(super) max_tokens: Option<u32>,
     pub(super) sampling: Sampling,
 }
@@ -136,7 +136,7 @@ impl Frame {
             response: &answer.text,
             model: &self.model,
             thinking: answer.thinking(),
-            license: self.licence,
+            license: self.licence.as_deref(),
             metadata: self.metadata(outcome),
             image: None,
             timings: Timings::from(&outcome.usage),
@@ -167,7 +167,7 @@ impl Frame {
             usage: Usage::from(&outcome.usage),
             timings: Timings::from(&outcome.usage),
             thinking: answer.thinking(),
-            license: self.licence,
+            license: self.licence.as_deref(),
         }
     }
 

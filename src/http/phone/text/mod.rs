@@ -14,13 +14,12 @@ use super::super::negotiate::{self, Shape};
 use super::super::tracked::{Tracked, Tracker};
 use super::super::{body, json};
 use crate::engine::{EngineError, Event, Request};
-use crate::models::Family;
+use crate::pool::Lease;
 use answer::{Answer, Frame};
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use request::TextRequest;
 
 /// Where it is.
 pub(in crate::http) const PATH: &str = "/ai/text";
@@ -75,10 +74,11 @@ pub(in crate::http) async fn answer(
     };
     let Prepared {
         request,
+        lease,
         frame,
         shape,
     } = prepared;
-    let generation = match Tracked::submit(tracker, request) {
+    let generation = match Tracked::submit(tracker, lease, request) {
         Ok(generation) => generation,
         Err(error) => return error.into_response(),
     };
@@ -94,6 +94,7 @@ pub(in crate::http) async fn answer(
 /// A request that can be submitted, and what its answer will need.
 struct Prepared {
     request: Request,
+    lease: Lease,
     frame: Frame,
     shape: Shape,
 }
@@ -107,33 +108,21 @@ async fn prepare(
     let body::Received { bytes, memory } = body::read(app, headers, body).await?;
     tracker.hold(memory);
     let asked = request::parse(bytes).await?;
-    let model = resolve(app, &asked)?;
-    let info = app
-        .model_info()
-        .await
-        .map_err(|error| ApiError::from(&error))?;
-    let family = Family::of(&info);
+    let lease = app.lease(asked.model.as_deref()).await?;
+    let facts = lease.facts();
     let shape = negotiate::shape(asked.stream, headers);
-    let request = asked.into_engine(family, tracker.client());
+    let request = asked.into_engine(&facts.sampling, tracker.client());
     let frame = Frame {
-        model,
-        licence: family.licence_notice.as_deref(),
+        model: facts.model.name.clone(),
+        licence: facts.licence_notice.clone(),
         max_tokens: request.max_tokens,
         sampling: request.sampling.clone(),
     };
     Ok(Prepared {
         request,
+        lease,
         frame,
         shape,
-    })
-}
-
-fn resolve(app: &App, asked: &TextRequest) -> Result<String, ApiError> {
-    let known = app.model().resolve(asked.model.as_deref());
-    known.map(Into::into).map_err(|unknown| {
-        let available = unknown.available.join(", ");
-        ApiError::new(Code::ModelNotAvailable, unknown.to_string())
-            .details(format!("available: {available}"))
     })
 }
 

@@ -5,7 +5,7 @@ use super::super::super::fields::{Fields, wrong_type};
 use super::super::super::json;
 use super::FIELDS;
 use crate::engine::{EngineError, Message, Prompt, Request, Role, Sampling};
-use crate::models::Family;
+use crate::models::SamplingDefaults;
 use serde_json::Value;
 
 /// Tokens of an answer when a request names no number: a page of text.
@@ -19,7 +19,7 @@ const LONGEST_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
 /// A larger body is parsed beside the runtime's threads, where it holds nobody up.
 const PARSE_INLINE: usize = 256 << 10;
 
-/// What was asked, checked. What is `None` is up to the model's family.
+/// What was asked, checked. What is `None` is up to the model.
 #[derive(Debug, PartialEq)]
 pub(super) struct TextRequest {
     pub(super) model: Option<String>,
@@ -84,17 +84,17 @@ impl TextRequest {
         })
     }
 
-    /// The engine's request, with the family's values where none was asked for.
-    pub(super) fn into_engine(self, family: &Family, client: &str) -> Request {
+    /// The engine's request, with the model's values where none was asked for.
+    pub(super) fn into_engine(self, model: &SamplingDefaults, client: &str) -> Request {
         Request {
             client: client.into(),
             prompt: Prompt::Messages(self.messages),
             sampling: Sampling {
-                temperature: self.temperature.unwrap_or(family.temperature),
-                top_k: self.top_k.unwrap_or(family.top_k),
-                top_p: self.top_p.unwrap_or(family.top_p),
-                min_p: self.min_p.unwrap_or(0.0),
-                repeat_penalty: self.repeat_penalty.unwrap_or(1.0),
+                temperature: self.temperature.unwrap_or(model.temperature),
+                top_k: self.top_k.unwrap_or(model.top_k),
+                top_p: self.top_p.unwrap_or(model.top_p),
+                min_p: self.min_p.unwrap_or(model.min_p),
+                repeat_penalty: self.repeat_penalty.unwrap_or(model.repeat_penalty),
                 repeat_last_n: self.repeat_last_n.unwrap_or(DEFAULT_REPEAT_LAST_N),
                 frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                 presence_penalty: self.presence_penalty.unwrap_or(0.0),

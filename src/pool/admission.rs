@@ -1,0 +1,188 @@
+//! The tasks that bring models in and let them go.
+//!
+//! Making room is done by one task at a time, in the order in which models were asked for. So two models never push each other
+//! out at once, and a busy model can't keep another one waiting for ever: from the moment on that it must go, new requests for
+//! it wait behind the model that comes.
+
+use super::policy::{Seat, make_room};
+use super::slot::Slot;
+use super::{Inner, Slots};
+use crate::device::memory;
+use crate::engine::{EngineError, EngineState, WorkerConfig};
+use crate::models::memory::{Plan, plan};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+type Word = oneshot::Sender<Result<WorkerConfig, EngineError>>;
+
+/// Makes room for a model, lets it load, and sees it through its first load.
+pub(super) async fn admit(inner: Arc<Inner>, slot: Arc<Slot>, word: Word) {
+    let turn = inner.turn.lock().await;
+    let decided = decide(&inner, &slot).await;
+    if let Err(error) = &decided {
+        tracing::warn!(model = slot.facts.model.name, %error, "the model is not loaded");
+        slot.leave();
+    }
+    let refused = decided.is_err();
+    // The engine is gone only when the server is.
+    let _ = word.send(decided);
+    if refused {
+        drop(turn);
+        return inner.remove(&slot).await;
+    }
+    inner.slots().loads += 1;
+    // The next model waits until this one is in: two loads at once are slower than one after the other, and what the first
+    // one takes is known then.
+    slot.engine.loaded().await;
+    drop(turn);
+    if slot.kept || slot.is_ready() {
+        return;
+    }
+    // What waits for it is served by another attempt, or told why not. After that a model that can't be loaded is not tried
+    // again by itself.
+    slot.unused().await;
+    if !slot.is_ready() {
+        inner.remove(&slot).await;
+    }
+}
+
+/// The settings with which the model fits, once there is room; or why there can't be.
+async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineError> {
+    let (plan, victims) = choose(inner, slot)?;
+    // Counted from now on, so that nobody else plans with it.
+    slot.takes(plan.needs.total());
+    for victim in &victims {
+        victim.leave();
+        tracing::info!(
+            model = victim.facts.model.name,
+            for_model = slot.facts.model.name,
+            in_flight = victim.engine.in_flight(),
+            "unloading to make room"
+        );
+    }
+    for victim in &victims {
+        tokio::select! {
+            () = victim.unused() => {}
+            () = slot.unused() => {
+                inner.stay(&victims);
+                return Err(EngineError::NotReady("nobody waits for it any more".into()));
+            }
+        }
+        inner.remove(victim).await;
+    }
+    // What it takes may have changed while others went.
+    let plan = if victims.is_empty() { plan } else { choose(inner, slot)?.0 };
+    slot.takes(plan.needs.total());
+    tracing::info!(
+        model = slot.facts.model.name,
+        ctx_size = plan.ctx_size,
+        parallel = plan.parallel,
+        batch_size = plan.batch_size,
+        repack = plan.repack,
+        memory = %plan.needs,
+        "loading"
+    );
+    let mut config = inner.settings.engine.config.clone();
+    config.model.clone_from(&slot.facts.model.path);
+    config.chat_template = slot.facts.chat_template();
+    config.ctx_size = Some(plan.ctx_size);
+    config.parallel = plan.parallel;
+    config.batch_size = plan.batch_size;
+    config.repack = plan.repack;
+    Ok(config)
+}
+
+/// A plan for the model, and who must go for it. With its full sizes, if that is possible by letting others go; else with
+/// what fits when it is alone.
+fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), EngineError> {
+    let settings = &inner.settings;
+    let others: Vec<Arc<Slot>> = others(&inner.slots(), slot);
+    let total = total(inner, &others);
+    let seats: Vec<Seat> = others.iter().map(|slot| seat(slot)).collect();
+    let header = &slot.facts.header;
+    let planned = |available| {
+        plan(header, &settings.asked, settings.kernels, available)
+            .map_err(|error| EngineError::Unloadable(format!("{}: {error}", slot.facts.model.name)))
+    };
+    let room = |plan: &Plan| make_room(&seats, plan.needs.total(), total.unwrap_or(u64::MAX), settings.most_loaded);
+    let mut plan = planned(None)?;
+    let victims = match room(&plan) {
+        Some(victims) => victims,
+        None => {
+            plan = planned(total)?;
+            room(&plan).unwrap_or_else(|| (0..others.len()).collect())
+        }
+    };
+    let victims = victims.into_iter().map(|index| Arc::clone(&others[index]));
+    Ok((plan, victims.collect()))
+}
+
+/// The models that have their memory, or have been promised it.
+fn others(slots: &Slots, slot: &Arc<Slot>) -> Vec<Arc<Slot>> {
+    let have = |other: &&Arc<Slot>| !Arc::ptr_eq(other, slot) && other.bytes() > 0;
+    slots.list.iter().filter(have).cloned().collect()
+}
+
+fn seat(slot: &Slot) -> Seat {
+    let age = slot.last_used().elapsed().as_millis();
+    Seat {
+        bytes: slot.bytes(),
+        busy: slot.uses() > 0,
+        last_used: u64::MAX - u64::try_from(age).unwrap_or(u64::MAX),
+    }
+}
+
+/// Bytes that all models together may take: what somebody said, and no more than is free when what our own workers hold counts
+/// as free. Weights are mapped and count as free in any case.
+fn total(inner: &Inner, loaded: &[Arc<Slot>]) -> Option<u64> {
+    let ours = loaded.iter().filter_map(|slot| slot.engine.load().pid);
+    let ours: u64 = ours.filter_map(memory::anonymous_bytes).sum();
+    let machine = memory::free().map(|free| free.bytes.saturating_add(ours));
+    match (inner.settings.memory, machine) {
+        (Some(said), Some(machine)) => Some(said.min(machine)),
+        (said, machine) => said.or(machine),
+    }
+}
+
+/// Lets models go that nobody has used for `keep_alive`. Sleeps until one is due or a use ends.
+pub(super) async fn unload_idle(inner: Weak<Inner>, keep_alive: Duration) {
+    loop {
+        let Some(pool) = inner.upgrade() else { return };
+        let bell = Arc::clone(&pool.bell);
+        let now = Instant::now();
+        let mut next = None;
+        let idle: Vec<Arc<Slot>> = {
+            let slots = pool.slots();
+            let unused = slots.list.iter().filter(|slot| slot.uses() == 0 && slot.bytes() > 0 && !slot.is_leaving());
+            let due = |slot: &&Arc<Slot>| {
+                let at = slot.last_used() + keep_alive;
+                if at > now {
+                    next = Some(next.map_or(at, |next: Instant| next.min(at)));
+                }
+                at <= now
+            };
+            let due: Vec<_> = unused.filter(due).cloned().collect();
+            // Under the lock: nobody gets in between.
+            for slot in &due {
+                slot.leave();
+            }
+            due
+        };
+        for slot in idle {
+            tracing::info!(model = slot.facts.model.name, "unloading: nobody asked for it");
+            pool.remove(&slot).await;
+        }
+        drop(pool);
+        tokio::select! {
+            () = bell.notified() => {}
+            () = async {
+                match next {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            } => {}
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The engines that are in memory: which models are loaded, who must go when another needs room, who goes because nobody
+//! asks.
+//!
+//! Owns every engine of the server. A request takes a [`Lease`] on the model that it names; while there is one, that model
+//! stays. A model that is not loaded gets an engine at once, which takes requests into its queue, and a task that makes room
+//! and then lets it load (`admission`). Which others must go is decided in `policy`, from plain numbers. Nothing here waits
+//! while it holds the lock on the list of models.
+
+mod admission;
+mod policy;
+mod slot;
+
+use crate::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Load, WorkerStats};
+use crate::models::memory::{Asked, Kernels};
+use crate::models::{Facts, Model};
+use slot::Slot;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+pub use slot::Lease;
+
+/// Models that may wait for room at once, beside those that have it. Each costs two threads and a few kilobytes.
+const MOST_WAITING: usize = 8;
+/// How often a drain looks whether everybody is served.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// How models are run, and how many of them.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// How an engine is run; each gets its own model, and sizes that fit.
+    pub engine: EngineOptions,
+    /// Sizes that somebody asked for; the others are chosen to fit.
+    pub asked: Asked,
+    /// What the processor's kernels want of the weights.
+    pub kernels: Kernels,
+    /// Bytes that all models may take together; `None` for what the machine has.
+    pub memory: Option<u64>,
+    /// Models in memory at most.
+    pub most_loaded: usize,
+    /// An idle model goes after this long; `None` lets it stay until another one needs its room.
+    pub keep_alive: Option<Duration>,
+}
+
+/// The engines of a server. Clones are handles on the same ones.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: PoolSettings,
+    slots: Mutex<Slots>,
+    /// Held by the task that makes room: one model at a time, in the order in which they were asked for.
+    turn: tokio::sync::Mutex<()>,
+    /// Rung when a use of a model ends.
+    bell: Arc<Notify>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Slots {
+    list: Vec<Arc<Slot>>,
+    /// What the workers of models that are gone had counted.
+    before: WorkerStats,
+    restarts: u64,
+    loads: u64,
+    unloads: u64,
+}
+
+/// A model in memory, or on its way, as `/status` and `/metrics` show it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What it is.
+    pub facts: Arc<Facts>,
+    /// Where it stands.
+    pub state: EngineState,
+    /// Its load and history.
+    pub load: Load,
+    /// Requests that run or wait.
+    pub in_flight: u32,
+    /// Requests that may run or wait at once.
+    pub places: u32,
+    /// Bytes that it takes by the memory plan, 0 while that is not decided.
+    pub bytes: u64,
+    /// Since when nobody uses it; `None` while somebody does.
+    pub idle: Option<Duration>,
+    /// Whether it goes as soon as its requests are done.
+    pub leaving: bool,
+}
+
+/// Counts over the life of the server.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// The workers' own counters, those of models that are gone included; gauges are sums over those that are loaded.
+    pub workers: WorkerStats,
+    /// Workers started after their engine's first.
+    pub restarts: u64,
+    /// Models that were let into memory.
+    pub loads: u64,
+    /// Models that went.
+    pub unloads: u64,
+}
+
+impl Pool {
+    /// A pool without models. Must be called inside a tokio runtime.
+    pub fn new(settings: PoolSettings) -> Self {
+        let inner = Arc::new(Inner {
+            settings,
+            slots: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            bell: Arc::new(Notify::new()),
+            closed: AtomicBool::new(false),
+        });
+        if let Some(keep_alive) = inner.settings.keep_alive {
+            tokio::spawn(admission::unload_idle(Arc::downgrade(&inner), keep_alive));
+        }
+        Self { inner }
+    }
+
+    /// The model for one request. One that is not in memory begins to come in; its engine takes requests meanwhile. `kept`
+    /// says that a load that fails is to be tried again by itself, as for the model that the server is for.
+    pub async fn lease(&self, model: &Model, kept: bool) -> Result<Lease, EngineError> {
+        if let Some(lease) = self.present(&model.path)? {
+            return Ok(lease);
+        }
+        let asked = model.clone();
+        let read = tokio::task::spawn_blocking(move || Facts::read(asked));
+        let facts = read
+            .await
+            .map_err(|error| EngineError::Internal(error.to_string()))?
+            .map_err(|damage| EngineError::Unloadable(damage.to_string()))?;
+        self.bring_in(Arc::new(facts), kept)
+    }
+
+    /// What the default model is, if it is in memory or on its way.
+    pub fn seen_of(&self, path: &Path) -> Option<Seen> {
+        self.find(path).map(|slot| seen(&slot))
+    }
+
+    fn find(&self, path: &Path) -> Option<Arc<Slot>> {
+        let slots = self.inner.slots();
+        let mut here = slots.list.iter().filter(|slot| slot.path() == path);
+        // One that leaves is the answer only while its successor does not exist.
+        let slot = here.clone().find(|slot| !slot.is_leaving());
+        slot.or_else(|| here.next()).cloned()
+    }
+
+    /// Every model in memory or on its way, in the order in which they came.
+    pub fn seen(&self) -> Vec<Seen> {
+        let list = self.inner.slots().list.clone();
+        list.iter().map(|slot| seen(slot)).collect()
+    }
+
+    /// Counts over the server's life.
+    pub fn totals(&self) -> Totals {
+        let slots = self.inner.slots();
+        let mut totals = Totals {
+            workers: slots.before.clone(),
+            restarts: slots.restarts,
+            loads: slots.loads,
+            unloads: slots.unloads,
+        };
+        for slot in &slots.list {
+            let load = slot.engine.load();
+            totals.workers.add_counters(&load.before);
+            totals.workers.add_counters(&load.worker);
+            totals.workers.running += load.worker.running;
+            totals.workers.queued += load.worker.queued;
+            totals.workers.kv_cells += load.worker.kv_cells;
+            totals.workers.kv_cells_used += load.worker.kv_cells_used;
+            totals.restarts += load.restarts;
+        }
+        totals
+    }
+
+    /// Requests that run or wait, in all models.
+    pub fn in_flight(&self) -> u32 {
+        let slots = self.inner.slots();
+        slots.list.iter().map(|slot| slot.engine.in_flight()).sum()
+    }
+
+    /// Requests that may run or wait at once for one model.
+    pub fn places(&self) -> u32 {
+        self.inner.settings.engine.config.places
+    }
+
+    /// Unloads a model as soon as its requests are done, and waits until its process is gone. Requests that come meanwhile
+    /// wait for its return.
+    pub async fn unload(&self, path: &Path) {
+        let slot = self.find(path);
+        if let Some(slot) = slot {
+            self.inner.remove(&slot).await;
+        }
+    }
+
+    /// Refuses new requests from now on.
+    pub fn close(&self) {
+        self.inner.closed.store(true, Ordering::Release);
+        for slot in &self.inner.slots().list {
+            slot.engine.close();
+        }
+    }
+
+    /// Waits until no request runs or waits.
+    pub async fn idle(&self) {
+        while self.in_flight() > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    /// Refuses new requests, ends those that are left, and ends all workers.
+    pub async fn shutdown(&self) {
+        self.close();
+        let list = std::mem::take(&mut self.inner.slots().list);
+        futures_util::future::join_all(list.iter().map(|slot| slot.engine.shutdown())).await;
+    }
+
+    /// A lease on a model that is there.
+    fn present(&self, path: &Path) -> Result<Option<Lease>, EngineError> {
+        self.lease_on(&self.inner.slots(), path)
+    }
+
+    fn lease_on(&self, slots: &Slots, path: &Path) -> Result<Option<Lease>, EngineError> {
+        // Looked at under the lock: whoever is let in here is seen by `close`.
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(EngineError::ShuttingDown);
+        }
+        let mut present = slots.list.iter();
+        let slot = present.find(|slot| slot.path() == path && !slot.is_leaving());
+        Ok(slot.map(|slot| Lease::new(Arc::clone(slot), Arc::clone(&self.inner.bell))))
+    }
+
+    /// A lease on a model that begins to come in, if nobody was faster.
+    fn bring_in(&self, facts: Arc<Facts>, kept: bool) -> Result<Lease, EngineError> {
+        let settings = &self.inner.settings;
+        let mut slots = self.inner.slots();
+        if let Some(lease) = self.lease_on(&slots, &facts.model.path)? {
+            return Ok(lease);
+        }
+        if slots.list.len() >= settings.most_loaded.saturating_add(MOST_WAITING) {
+            return Err(EngineError::Overloaded {
+                places: self.places(),
+                retry_after_seconds: 5,
+            });
+        }
+        let mut options = settings.engine.clone();
+        options.config.model.clone_from(&facts.model.path);
+        options.config.chat_template = facts.chat_template();
+        let (word, permit) = oneshot::channel();
+        let engine = EngineHandle::start_when(options, permit)
+            .map_err(|error| EngineError::Internal(format!("no thread for an engine: {error}")))?;
+        let slot = Arc::new(Slot::new(facts, engine, kept));
+        slots.list.push(Arc::clone(&slot));
+        let lease = Lease::new(Arc::clone(&slot), Arc::clone(&self.inner.bell));
+        drop(slots);
+        tokio::spawn(admission::admit(Arc::clone(&self.inner), slot, word));
+        Ok(lease)
+    }
+}
+
+impl Inner {
+    /// Locked to look at the list or to change it, never while waiting.
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a model go: nobody new gets in, who is there is served, then its process ends and its memory is free.
+    async fn remove(&self, slot: &Arc<Slot>) {
+        slot.leave();
+        slot.unused().await;
+        slot.engine.shutdown().await;
+        self.forget(slot);
+    }
+
+    /// Lets those stay that were to go and are still here, unless their successors wait already.
+    fn stay(&self, victims: &[Arc<Slot>]) {
+        let slots = self.slots();
+        let successor = |victim: &Arc<Slot>| {
+            let mut others = slots.list.iter();
+            others.any(|other| other.path() == victim.path() && !other.is_leaving())
+        };
+        for victim in victims {
+            if slots.list.iter().any(|slot| Arc::ptr_eq(slot, victim)) && !successor(victim) {
+                victim.stay();
+            }
+        }
+    }
+
+    /// Takes a model whose engine is over off the list.
+    fn forget(&self, slot: &Arc<Slot>) {
+        let mut slots = self.slots();
+        let before = slots.list.len();
+        slots.list.retain(|other| !Arc::ptr_eq(other, slot));
+        if slots.list.len() < before {
+            let load = slot.engine.load();
+            slots.before.add_counters(&load.before);
+            slots.before.add_counters(&load.worker);
+            slots.restarts += load.restarts;
+            slots.unloads += u64::from(slot.bytes() > 0);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Who looks after idle models has none left, and ends.
+        self.bell.notify_one();
+    }
+}
+
+fn seen(slot: &Slot) -> Seen {
+    Seen {
+        facts: Arc::clone(&slot.facts),
+        state: slot.engine.state(),
+        load: slot.engine.load(),
+        in_flight: slot.engine.in_flight(),
+        places: slot.engine.places(),
+        bytes: slot.bytes(),
+        idle: (slot.uses() == 0).then(|| Instant::now() - slot.last_used()),
+        leaving: slot.is_leaving(),
+    }
+}
