@@ -2,16 +2,15 @@
 //!
 //! The answer is standard output and nothing else is. Ctrl-C stops an answer, and ends the program when there is none.
 
-use crate::config::{EngineArgs, Machine, name_of};
-use crate::engine::{
-    EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage,
-};
-use crate::models::Family;
+use crate::config::{EngineArgs, Machine, StoreArgs};
+use crate::engine::{Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage};
+use crate::models::Collection;
+use crate::pool::{Lease, Pool};
+use crate::serve;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,9 +21,9 @@ const MOST_PIPED: u64 = 8 << 20;
 /// What `run` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct RunArgs {
-    /// A GGUF file
+    /// A model's name (see `pocket-llm list`), `hf:OWNER/REPO/FILE.gguf`, or a GGUF file
     #[arg(env = "POCKET_LLM_MODEL")]
-    model: PathBuf,
+    model: String,
 
     /// What to ask; without it a terminal gets a chat, and a pipe is read to its end. With both, the pipe's text comes
     /// after the prompt
@@ -38,7 +37,7 @@ pub(super) struct RunArgs {
     #[arg(long, short = 'n', env = "POCKET_LLM_MAX_TOKENS", value_name = "N")]
     max_tokens: Option<u32>,
 
-    /// 0 always takes the likeliest token; higher is more varied [default: the model family's]
+    /// 0 always takes the likeliest token; higher is more varied [default: the model's]
     #[arg(long, env = "POCKET_LLM_TEMPERATURE")]
     temperature: Option<f32>,
 
@@ -51,6 +50,9 @@ pub(super) struct RunArgs {
     verbose: bool,
 
     #[command(flatten)]
+    store: StoreArgs,
+
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -59,23 +61,19 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         bail!("--temperature: give 0 or more");
     }
     // One conversation: a single sequence has the whole context.
-    let options = args.engine.check(&args.model, 1, 0, Machine::here())?;
+    let settings = args.engine.check(Some(1), 0, Machine::here())?;
     let piped = piped().await?;
     let prompt = match (args.prompt.clone(), piped) {
         (Some(prompt), Some(piped)) => Some(format!("{prompt}\n\n{piped}")),
         (prompt, piped) => prompt.or(piped),
     };
-    let engine = EngineHandle::start(options)?;
-    let family = match engine.loaded().await {
-        EngineState::Ready(info) => Family::of(&info),
-        EngineState::Failed { reason } | EngineState::Restarting { reason } => bail!(reason),
-        EngineState::Loading { .. } | EngineState::Stopped => bail!("the engine ended"),
-    };
+    let model = Collection::open(&args.store)?.find(&args.model)?;
+    let pool = Pool::new(settings);
+    let lease = serve::load(&pool, &model).await?;
     let interrupts = signal(SignalKind::interrupt())?;
     let mut chat = Chat {
-        engine,
+        lease,
         args,
-        family,
         messages: Vec::new(),
         interrupts,
     };
@@ -88,7 +86,7 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         Some(prompt) => chat.one(prompt).await,
         None => chat.terminal().await,
     };
-    chat.engine.shutdown().await;
+    pool.shutdown().await;
     code
 }
 
@@ -114,9 +112,8 @@ async fn piped() -> Result<Option<String>> {
 }
 
 struct Chat {
-    engine: EngineHandle,
+    lease: Lease,
     args: RunArgs,
-    family: &'static Family,
     messages: Vec<Message>,
     interrupts: Signal,
 }
@@ -147,7 +144,7 @@ impl Chat {
     async fn terminal(&mut self) -> Result<ExitCode> {
         eprintln!(
             "{} is ready. An empty line or Ctrl-D ends the chat, /clear begins a new one, Ctrl-C stops an answer.",
-            name_of(&self.args.model)
+            self.lease.facts().model.name
         );
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         loop {
@@ -186,7 +183,7 @@ impl Chat {
 
     /// Streams the answer to the conversation so far.
     async fn answer(&mut self) -> Result<Answer> {
-        let mut generation = self.engine.submit(self.request())?;
+        let mut generation = self.lease.engine().submit(self.request())?;
         let mut out = std::io::stdout();
         let mut answer = String::new();
         loop {
@@ -235,13 +232,16 @@ impl Chat {
     }
 
     fn request(&self) -> Request {
+        let model = &self.lease.facts().sampling;
         Request {
             client: "terminal".into(),
             prompt: Prompt::Messages(self.messages.clone()),
             sampling: Sampling {
-                temperature: self.args.temperature.unwrap_or(self.family.temperature),
-                top_k: self.family.top_k,
-                top_p: self.family.top_p,
+                temperature: self.args.temperature.unwrap_or(model.temperature),
+                top_k: model.top_k,
+                top_p: model.top_p,
+                min_p: model.min_p,
+                repeat_penalty: model.repeat_penalty,
                 seed: self.args.seed.unwrap_or_else(Sampling::random_seed),
                 ..Sampling::GREEDY
             },

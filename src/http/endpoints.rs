@@ -51,7 +51,6 @@ const fn absent(method: &'static str, path: &'static str, description: &'static 
     }
 }
 
-const STORE: &str = "this server serves the one model that it was started with; models can't be managed over HTTP yet";
 const SENSOR: &str = "this server has no access to the phone's sensors, camera or screen";
 const VISION: &str = "this server sees no pictures";
 
@@ -67,6 +66,57 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         route: || post(phone::text::answer),
     },
     shows("/ai/models", "the models that can be asked", || get(phone::models::list)),
+    Endpoint {
+        method: "POST",
+        path: "/ai/models/download",
+        description: "fetches a model of the catalogue in the background",
+        sample: Some(r#" -d '{"modelName":"gemma-3-1b"}'"#),
+        exists: true,
+        route: || post(phone::models::download::start),
+    },
+    shows("/ai/models/status", "the models on disk and in memory, with sizes and times", || get(phone::models::stored::all)),
+    shows("/ai/models/loading-status", "what is being loaded and fetched; as a stream with Accept: text/event-stream", || get(phone::models::loading::status)),
+    shows("/ai/models/diagnostics", "what is wrong with the models on disk, if anything, and what room there is", || get(phone::models::stored::diagnostics)),
+    Endpoint {
+        method: "GET",
+        path: "/ai/models/{name}/status",
+        description: "one model on disk",
+        sample: Some(""),
+        exists: true,
+        route: || get(phone::models::stored::one),
+    },
+    Endpoint {
+        method: "POST",
+        path: phone::text::TEST_PATH,
+        description: "loads a model, if it is not, and answers a prompt shortly",
+        sample: Some(r#" -d '{"modelName":"gemma-3-1b","prompt":"hello"}'"#),
+        exists: true,
+        route: || post(phone::text::test),
+    },
+    Endpoint {
+        method: "POST",
+        path: "/ai/models/cleanup",
+        description: "removes what broken-off downloads left",
+        sample: Some(" -X POST"),
+        exists: true,
+        route: || post(phone::models::manage::cleanup),
+    },
+    Endpoint {
+        method: "DELETE",
+        path: "/ai/models/{name}",
+        description: "deletes a model from the disk; needs the flag --allow-delete",
+        sample: Some(" -X DELETE"),
+        exists: true,
+        route: || delete(phone::models::manage::remove),
+    },
+    Endpoint {
+        method: "POST",
+        path: "/ai/text/upload-model-api",
+        description: "installs a model from a public URL; needs the flag --allow-install",
+        sample: Some(r#" -d '{"url":"https://example.org/m.gguf","name":"m","fileName":"m.gguf"}'"#),
+        exists: true,
+        route: || post(phone::models::upload::install),
+    },
     shows("/", "this list", || get(phone::info::index)),
     shows("/help", "all endpoints with their fields, samples and errors", || get(phone::info::help)),
     shows("/status", "what the server does now: model, queue, worker, uptime", || get(phone::status::status)),
@@ -76,15 +126,6 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     shows("/readyz", "readiness probe: requests should come here; needs no key", || get(probes::ready)),
     shows("/metrics", "counters and histograms as OpenMetrics text", || get(exporter::metrics)),
 
-    absent("POST", "/ai/models/download", STORE),
-    absent("GET", "/ai/models/status", STORE),
-    absent("GET", "/ai/models/loading-status", STORE),
-    absent("GET", "/ai/models/diagnostics", STORE),
-    absent("POST", "/ai/models/cleanup", STORE),
-    absent("POST", "/ai/models/test", STORE),
-    absent("GET", "/ai/models/{name}/status", STORE),
-    absent("DELETE", "/ai/models/{name}", STORE),
-    absent("POST", "/ai/text/upload-model-api", STORE),
     absent("POST", "/ai/object_detection", VISION),
     absent("POST", "/camera/detect", VISION),
     absent("GET", "/orientation", SENSOR),

@@ -4,6 +4,7 @@ use super::json;
 use crate::engine::EngineError;
 use crate::metrics::Limit;
 use crate::models::NoModel;
+use crate::models::store::StoreError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -120,6 +121,8 @@ pub(super) struct ApiError {
     code: Code,
     error: String,
     details: Option<String>,
+    /// Fields that the request must have.
+    required: Vec<&'static str>,
     retry_after: Option<u32>,
     limit: Option<Limit>,
 }
@@ -129,6 +132,8 @@ struct Envelope<'a> {
     error: &'a str,
     code: &'static str,
     details: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    required: &'a [&'static str],
 }
 
 impl ApiError {
@@ -138,6 +143,7 @@ impl ApiError {
             code,
             error: error.into(),
             details: None,
+            required: Vec::new(),
             retry_after: None,
             limit: None,
         }
@@ -151,6 +157,12 @@ impl ApiError {
     /// Adds what helps to get further.
     pub(super) fn details(mut self, details: impl Into<String>) -> Self {
         self.details = Some(details.into());
+        self
+    }
+
+    /// Names the fields that are needed.
+    pub(super) fn required(mut self, fields: Vec<&'static str>) -> Self {
+        self.required = fields;
         self
     }
 
@@ -226,6 +238,12 @@ impl From<NoModel> for ApiError {
     }
 }
 
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::new(Code::StoragePermissionDenied, error.to_string())
+    }
+}
+
 /// What to do about an empty store.
 const GET_A_MODEL: &str = "get one: POST /ai/models/download {\"modelName\":\"gemma-3-1b\"}; GET /ai/models lists more";
 
@@ -235,6 +253,7 @@ impl IntoResponse for ApiError {
             error: &self.error,
             code: self.code.as_str(),
             details: self.details.as_deref(),
+            required: &self.required,
         };
         let mut response = json::compact(self.code.status(), &envelope);
         let headers = response.headers_mut();

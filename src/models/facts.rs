@@ -1,6 +1,6 @@
 //! What is known of a model before it is loaded: its header, and what the catalogue or its family wants of it.
 
-use super::catalogue::Entry;
+use super::catalogue::{Entry, Sampling};
 use super::gguf::{Gguf, GgufError};
 use super::Family;
 use crate::engine::ModelInfo;
@@ -63,7 +63,7 @@ impl Facts {
             repeat_penalty: 1.0,
         };
         let entry = model.entry.as_deref();
-        let sampling = entry.map_or(of_family, |entry| entry.sampling.defaults());
+        let sampling = entry.map_or(of_family, |entry| of_entry(&entry.sampling));
         let licence_notice = match entry {
             Some(entry) => entry.licence_notice.clone(),
             None => family.licence_notice.clone(),
@@ -80,5 +80,15 @@ impl Facts {
     /// The template to use instead of the file's own, if the catalogue has one.
     pub fn chat_template(&self) -> Option<String> {
         self.model.entry.as_ref()?.chat_template.clone()
+    }
+}
+
+fn of_entry(sampling: &Sampling) -> SamplingDefaults {
+    SamplingDefaults {
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p.unwrap_or(0.0),
+        repeat_penalty: sampling.repeat_penalty.unwrap_or(1.0),
     }
 }

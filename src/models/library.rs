@@ -1,16 +1,14 @@
 //! Which model a request means: the names of the default model, of the catalogue, and of the files in the store.
 
-use super::catalogue::{Catalogue, Entry};
-use super::reference::ModelName;
-use super::store::{Store, StoreError, Stored};
-use super::{Model, shortened};
+use super::store::{State, StoreError, Stored};
+use super::{Collection, Entry, Model, ModelName, shortened};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Every model that this server can be asked for.
+#[derive(Clone, Debug)]
 pub struct Library {
-    catalogue: Arc<Catalogue>,
-    store: Option<Store>,
+    collection: Collection,
     /// The model that the server was started with.
     default: Option<Model>,
     /// Further names of the default model; they beat the catalogue.
@@ -31,6 +29,16 @@ pub enum NoModel {
     /// The catalogue has it, the disk does not.
     #[error("model {0:?} is not downloaded")]
     NotDownloaded(String),
+    /// Its file has the wrong size.
+    #[error("the file of model {name:?} has {bytes} bytes instead of {expected}")]
+    Damaged {
+        /// Its name.
+        name: String,
+        /// Bytes on disk.
+        bytes: u64,
+        /// Bytes that it should have.
+        expected: u64,
+    },
     /// There is no model at all.
     #[error("there is no model on this server yet")]
     Nothing,
@@ -55,29 +63,18 @@ pub struct Listed {
 }
 
 impl Library {
-    /// Models of a catalogue and a store, of which one may be the default and may have further names.
-    pub fn new(
-        catalogue: Arc<Catalogue>,
-        store: Option<Store>,
-        default: Option<Model>,
-        aliases: Vec<String>,
-    ) -> Self {
+    /// The models of a collection, of which one may be the default and may have further names.
+    pub fn new(collection: Collection, default: Option<Model>, aliases: Vec<String>) -> Self {
         Self {
-            catalogue,
-            store,
+            collection,
             default,
             aliases,
         }
     }
 
-    /// The catalogue.
-    pub fn catalogue(&self) -> &Arc<Catalogue> {
-        &self.catalogue
-    }
-
-    /// The store, if there is one.
-    pub fn store(&self) -> Option<&Store> {
-        self.store.as_ref()
+    /// What is known and what is on disk.
+    pub fn collection(&self) -> &Collection {
+        &self.collection
     }
 
     /// Whether it is the model that the server was started with.
@@ -86,7 +83,7 @@ impl Library {
     }
 
     /// The model for requests that name none: the one that the server was started with, else the first one on disk, in the
-    /// catalogue's order.
+    /// order of the list.
     pub fn default(&self) -> Result<Model, NoModel> {
         if let Some(model) = &self.default {
             return Ok(model.clone());
@@ -97,22 +94,20 @@ impl Library {
 
     /// The model that a request means. Names are compared without regard to case.
     pub fn resolve(&self, asked: Option<&str>) -> Result<Model, NoModel> {
-        let Some(asked) = asked.map(str::trim).filter(|asked| !asked.is_empty()) else {
+        let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
             return self.default();
         };
-        if let Some(model) = &self.default
-            && self.names_of_default(model).any(|name| same(name, asked))
-        {
-            return Ok(model.clone());
+        let of_default = self.default.iter().flat_map(names);
+        let mut names = self.aliases.iter().map(String::as_str).chain(of_default);
+        if names.any(|name| same(name, asked)) {
+            return self.default();
         }
-        if let Some(entry) = self.catalogue.find(asked) {
-            let stored = self.stored(&entry.name)?;
-            let model = stored.map(|stored| self.model(&stored));
-            return model.ok_or_else(|| NoModel::NotDownloaded(entry.name.clone()));
-        }
-        match self.stored(asked)? {
-            Some(stored) => Ok(self.model(&stored)),
-            None => Err(NoModel::Unknown {
+        let known = self.collection.catalogue.find(asked);
+        let name = known.map_or(asked, |entry| &entry.name);
+        match (self.stored(name)?, known) {
+            (Some(stored), _) => self.usable(&stored),
+            (None, Some(entry)) => Err(NoModel::NotDownloaded(entry.name.clone())),
+            (None, None) => Err(NoModel::Unknown {
                 asked: shortened(asked),
                 available: self.available()?,
             }),
@@ -121,20 +116,21 @@ impl Library {
 
     /// Every name that can be asked for now: the default model's, its aliases, and those of the other models on disk.
     pub fn available(&self) -> Result<Vec<String>, NoModel> {
-        let usable = self.list()?.into_iter().filter(|listed| listed.model.is_some());
-        Ok(usable
-            .flat_map(|listed| {
-                let default = listed.model.as_ref().is_some_and(|model| self.is_default(&model.path));
-                // The catalogue's aliases of a model are many, and its name is enough.
-                let aliases = if default { self.aliases.clone() } else { Vec::new() };
-                std::iter::once(listed.name).chain(aliases)
-            })
-            .collect())
+        let mut available = Vec::new();
+        for listed in self.list()? {
+            let Some(model) = &listed.model else { continue };
+            available.push(listed.name);
+            // The catalogue's aliases of a model are many, and its name is enough.
+            if self.is_default(&model.path) {
+                available.extend(self.aliases.iter().cloned());
+            }
+        }
+        Ok(available)
     }
 
     /// Every model: the default one, then the catalogue, then what else is on disk.
     pub fn list(&self) -> Result<Vec<Listed>, NoModel> {
-        let mut stored = match &self.store {
+        let mut stored = match &self.collection.store {
             Some(store) => store.list()?,
             None => Vec::new(),
         };
@@ -144,59 +140,68 @@ impl Library {
         };
         let mut list = Vec::new();
         if let Some(model) = &self.default {
-            let stored = take(&|stored| stored.path == model.path);
+            let of_entry = model.entry.iter().flat_map(|entry| entry.aliases.clone());
             list.push(Listed {
                 name: model.name.clone(),
-                aliases: self.aliases.clone(),
+                aliases: self.aliases.iter().cloned().chain(of_entry).collect(),
                 entry: model.entry.clone(),
-                stored,
+                stored: take(&|stored| stored.path == model.path),
                 model: Some(model.clone()),
             });
         }
-        for entry in self.catalogue.entries() {
-            if list.first().is_some_and(|first| same(&first.name, &entry.name)) {
-                list[0].aliases.extend(entry.aliases.iter().cloned());
+        for entry in self.collection.catalogue.entries() {
+            let is_default = |model: &Model| model.entry.as_ref().is_some_and(|own| own.name == entry.name);
+            if self.default.as_ref().is_some_and(is_default) {
                 continue;
             }
-            let stored = take(&|stored| same(&stored.name, &entry.name));
+            let stored = take(&|stored| same(&stored.name.to_string(), &entry.name));
             list.push(Listed {
                 name: entry.name.clone(),
                 aliases: entry.aliases.clone(),
-                entry: Some(Arc::clone(entry)),
-                model: stored.as_ref().map(|stored| self.model(stored)),
+                entry: Some(Arc::new(entry.clone())),
+                model: stored.as_ref().and_then(|stored| self.usable(stored).ok()),
                 stored,
             });
         }
         list.extend(stored.into_iter().map(|stored| Listed {
-            name: stored.name.clone(),
+            name: stored.name.to_string(),
             aliases: Vec::new(),
             entry: None,
-            model: Some(self.model(&stored)),
+            model: self.usable(&stored).ok(),
             stored: Some(stored),
         }));
         Ok(list)
     }
 
-    fn names_of_default<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = &'a str> {
-        let aliases = self.aliases.iter().map(String::as_str);
-        let of_entry = model.entry.iter().flat_map(|entry| entry.names());
-        std::iter::once(model.name.as_str()).chain(aliases).chain(of_entry)
-    }
-
-    fn stored(&self, name: &str) -> Result<Option<Stored>, NoModel> {
-        let (Some(store), Ok(name)) = (&self.store, ModelName::parse(name)) else {
-            return Ok(None);
-        };
-        Ok(store.find(&name)?)
-    }
-
-    fn model(&self, stored: &Stored) -> Model {
-        Model {
-            name: stored.name.clone(),
-            path: stored.path.clone(),
-            entry: self.catalogue.find(&stored.name).cloned(),
+    fn usable(&self, stored: &Stored) -> Result<Model, NoModel> {
+        match stored.state {
+            State::Complete => Ok(self.collection.model(stored)),
+            State::SizeDiffers { expected } => Err(NoModel::Damaged {
+                name: stored.name.to_string(),
+                bytes: stored.bytes,
+                expected,
+            }),
         }
     }
+
+    /// The file of this name; one that differs in case only is good enough.
+    fn stored(&self, name: &str) -> Result<Option<Stored>, NoModel> {
+        let (Some(store), Ok(name)) = (&self.collection.store, ModelName::parse(name)) else {
+            return Ok(None);
+        };
+        if let Some(stored) = store.find(&name)? {
+            return Ok(Some(stored));
+        }
+        let wanted = name.to_string();
+        let mut models = store.list()?.into_iter();
+        Ok(models.find(|stored| same(&stored.name.to_string(), &wanted)))
+    }
+}
+
+/// All names of a model.
+fn names(model: &Model) -> impl Iterator<Item = &str> {
+    let of_entry = model.entry.iter().flat_map(|entry| entry.names());
+    std::iter::once(model.name.as_str()).chain(of_entry)
 }
 
 fn same(one: &str, other: &str) -> bool {

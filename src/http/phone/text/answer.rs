@@ -2,7 +2,8 @@
 
 use super::super::super::error::ApiError;
 use super::super::super::timings::Timings;
-use crate::engine::{self, FinishReason, Outcome, Sampling};
+use crate::engine::{self, FinishReason, Outcome, Request, Sampling};
+use crate::pool::Lease;
 use serde::Serialize;
 
 /// What was said so far.
@@ -130,7 +131,38 @@ pub(super) struct Metadata<'a> {
     finish_reason: FinishReason,
 }
 
+/// The answer of a model that was tried.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Tested<'a> {
+    success: bool,
+    message: String,
+    model_name: &'a str,
+    #[serde(flatten)]
+    whole: Whole<'a>,
+}
+
 impl Frame {
+    /// Around the answers of a leased model to a request.
+    pub(super) fn new(lease: &Lease, request: &Request) -> Self {
+        let facts = lease.facts();
+        Self {
+            model: facts.model.name.clone(),
+            licence: facts.licence_notice.clone(),
+            max_tokens: request.max_tokens,
+            sampling: request.sampling.clone(),
+        }
+    }
+
+    pub(super) fn tested<'a>(&'a self, answer: &'a Answer, outcome: &Outcome) -> Tested<'a> {
+        Tested {
+            success: true,
+            message: format!("{} answers", self.model),
+            model_name: &self.model,
+            whole: self.whole(answer, outcome),
+        }
+    }
+
     pub(super) fn whole<'a>(&'a self, answer: &'a Answer, outcome: &Outcome) -> Whole<'a> {
         Whole {
             response: &answer.text,

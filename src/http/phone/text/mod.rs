@@ -13,7 +13,7 @@ use super::super::listen::Peer;
 use super::super::negotiate::{self, Shape};
 use super::super::tracked::{Tracked, Tracker};
 use super::super::{body, json};
-use crate::engine::{EngineError, Event, Request};
+use crate::engine::{EngineError, Event, Outcome, Request};
 use crate::pool::Lease;
 use answer::{Answer, Frame};
 use axum::body::Body;
@@ -51,6 +51,12 @@ pub(in crate::http) const FIELDS: &[(&str, &str)] = &[
     ("cachePrompt", "false decodes the whole prompt anew"),
     ("deadlineMs", "milliseconds after which the answer ends as it is, up to a day"),
 ];
+
+/// Where a model is tried.
+pub(in crate::http) const TEST_PATH: &str = "/ai/models/test";
+
+/// Tokens of such an answer at most.
+const TEST_TOKENS: u32 = 64;
 
 /// The handler.
 pub(in crate::http) async fn answer(
@@ -91,6 +97,36 @@ pub(in crate::http) async fn answer(
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
+/// `POST /ai/models/test`: whether a model answers at all. `{modelName, prompt}` → an answer as `/ai/text` gives it, with
+/// `success`, `modelName` and `message`.
+pub(in crate::http) async fn test(
+    State(app): State<App>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let client = peer.map_or_else(
+        || "unknown".into(),
+        |Extension(peer)| peer.client.to_string(),
+    );
+    let mut tracker = Tracker::new(&app, TEST_PATH, client);
+    let tried = async {
+        let fields = ["modelName", "prompt"];
+        let [name, prompt] = super::models::texts(&app, &headers, body, fields).await?;
+        let lease = app.lease(Some(&name)).await?;
+        let asked = request::TextRequest::test(prompt, TEST_TOKENS);
+        Ok((asked.into_engine(&lease.facts().sampling, tracker.client()), lease))
+    };
+    let (request, lease) = tried.await.inspect_err(|error| tracker.failed(error))?;
+    let frame = Frame::new(&lease, &request);
+    let generation = Tracked::submit(tracker, lease, request)?;
+    let (answer, outcome) = collect(generation).await?;
+    Ok(json::pretty(
+        StatusCode::OK,
+        &frame.tested(&answer, &outcome),
+    ))
+}
+
 /// A request that can be submitted, and what its answer will need.
 struct Prepared {
     request: Request,
@@ -109,15 +145,9 @@ async fn prepare(
     tracker.hold(memory);
     let asked = request::parse(bytes).await?;
     let lease = app.lease(asked.model.as_deref()).await?;
-    let facts = lease.facts();
     let shape = negotiate::shape(asked.stream, headers);
-    let request = asked.into_engine(&facts.sampling, tracker.client());
-    let frame = Frame {
-        model: facts.model.name.clone(),
-        licence: facts.licence_notice.clone(),
-        max_tokens: request.max_tokens,
-        sampling: request.sampling.clone(),
-    };
+    let request = asked.into_engine(&lease.facts().sampling, tracker.client());
+    let frame = Frame::new(&lease, &request);
     Ok(Prepared {
         request,
         lease,
@@ -127,22 +157,23 @@ async fn prepare(
 }
 
 /// Collects the whole answer. When the client leaves, this future is dropped, and the generation with it.
-async fn whole(mut generation: Tracked, frame: Frame) -> Result<Response, ApiError> {
+async fn collect(mut generation: Tracked) -> Result<(Answer, Outcome), ApiError> {
     let mut answer = Answer::default();
     while let Some(event) = generation.next().await {
         match event {
             Event::Accepted { .. } | Event::Started { .. } => {}
             Event::Text { text, thinking } => answer.push(&text, thinking),
-            Event::Finished(outcome) => {
-                return Ok(json::compact(
-                    StatusCode::OK,
-                    &frame.whole(&answer, &outcome),
-                ));
-            }
+            Event::Finished(outcome) => return Ok((answer, outcome)),
             Event::Failed(error) => return Err(ApiError::from(&error)),
         }
     }
     Err(ended_early())
+}
+
+async fn whole(generation: Tracked, frame: Frame) -> Result<Response, ApiError> {
+    let (answer, outcome) = collect(generation).await?;
+    let whole = frame.whole(&answer, &outcome);
+    Ok(json::compact(StatusCode::OK, &whole))
 }
 
 /// The engine promises a terminal event; this is for a day on which it breaks its word.

@@ -20,7 +20,7 @@ const LONGEST_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
 const PARSE_INLINE: usize = 256 << 10;
 
 /// What was asked, checked. What is `None` is up to the model.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct TextRequest {
     pub(super) model: Option<String>,
     pub(super) stream: Option<bool>,
@@ -82,6 +82,19 @@ impl TextRequest {
                 .whole("deadlineMs", 1)?
                 .map(|ms| ms.min(LONGEST_DEADLINE_MS)),
         })
+    }
+
+    /// A short answer to one prompt.
+    pub(super) fn test(prompt: String, max_tokens: u32) -> Self {
+        Self {
+            messages: vec![Message {
+                role: Role::User,
+                content: prompt,
+            }],
+            max_tokens,
+            cache_prompt: true,
+            ..Self::default()
+        }
     }
 
     /// The engine's request, with the model's values where none was asked for.
