@@ -4,6 +4,7 @@
 //! [`ModelInfo`](crate::engine::ModelInfo).
 
 mod families;
+pub mod gguf;
 
 use std::path::{Path, PathBuf};
 
