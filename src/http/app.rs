@@ -1,12 +1,12 @@
 //! What every handler shares.
 
 use super::auth::ApiKey;
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use super::lifecycle::Lifecycle;
 use crate::engine::EngineState;
 use crate::metrics::{ConnectionMeters, Metrics};
 use crate::models::download::Downloads;
-use crate::models::{Library, Model, NoModel};
+use crate::models::Library;
 use crate::pool::{Lease, Pool, Seen};
 use axum::http::HeaderValue;
 use std::sync::{Arc, Mutex, PoisonError};

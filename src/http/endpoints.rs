@@ -147,7 +147,7 @@ async fn not_implemented(path: MatchedPath, method: Method) -> ApiError {
         Code::NotImplemented,
         format!("{method} {} is not implemented", path.as_str()),
     )
-    .details(known.map_or(STORE, |endpoint| endpoint.description))
+    .details(known.map_or("", |endpoint| endpoint.description))
 }
 
 /// No endpoint has the request's path.

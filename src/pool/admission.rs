@@ -8,7 +8,7 @@ use super::policy::{Seat, make_room};
 use super::slot::Slot;
 use super::{Inner, Slots};
 use crate::device::memory;
-use crate::engine::{EngineError, EngineState, WorkerConfig};
+use crate::engine::{EngineError, WorkerConfig};
 use crate::models::memory::{Plan, plan};
 use std::sync::{Arc, Weak};
 use std::time::Duration;

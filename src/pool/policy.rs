@@ -2,20 +2,20 @@
 
 /// A loaded model, or one that is being loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub(super) struct Seat {
     /// Memory that it takes.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// Whether requests run or wait in it.
-    pub busy: bool,
+    pub(super) busy: bool,
     /// When it was last used: a larger number is later.
-    pub last_used: u64,
+    pub(super) last_used: u64,
 }
 
 /// The seats (by index, in the order in which they should go) that must be free before a model of `needed` bytes may take one
 /// of `most` seats, so that all together hold no more than `total` bytes. `None`: it does not fit even when it is alone.
 ///
 /// Idle models go before busy ones, and the least recently used first. Nobody goes whose place is not needed.
-pub fn make_room(seats: &[Seat], needed: u64, total: u64, most: usize) -> Option<Vec<usize>> {
+pub(super) fn make_room(seats: &[Seat], needed: u64, total: u64, most: usize) -> Option<Vec<usize>> {
     if needed > total || most == 0 {
         return None;
     }

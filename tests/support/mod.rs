@@ -1,18 +1,24 @@
 //! What the test programs share: a server on a free port, a client that speaks raw HTTP, a worker that follows a script.
 
 pub(crate) mod client;
+pub(crate) mod gguf_file;
 pub(crate) mod scripted_worker;
 
+use gguf_file::GgufFile;
 use pocket_llm::engine::{EngineHandle, EngineOptions};
-use pocket_llm::http::{self, App, HttpSettings, Lifecycle};
+use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
-use pocket_llm::models::ServedModel;
+use pocket_llm::models::memory::{Asked, Kernels};
+use pocket_llm::models::{Catalogue, Collection, Library, Model, Store};
+use pocket_llm::pool::{Lease, Pool, PoolSettings};
 use scripted_worker::{LoadScript, ScriptedWorker};
 use serde_json::json;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -30,6 +36,10 @@ pub(crate) struct Server {
     pub(crate) worker: ScriptedWorker,
     pub(crate) engine: EngineHandle,
     pub(crate) lifecycle: Lifecycle,
+    /// Has `models`, the store.
+    pub(crate) folder: TempDir,
+    /// The default model stays.
+    _lease: Lease,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) served: JoinHandle<()>,
 }
@@ -61,27 +71,46 @@ impl Server {
             "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
             "batch_size": 64, "step_ms": 100, "places": options.places, "repack": true,
         });
-        let engine = EngineHandle::start(EngineOptions {
-            config: serde_json::from_value(config).unwrap(),
-            launch: worker.launch(),
-            stall: PATIENCE,
-            load_stall: PATIENCE,
-            restart_pause: options.restart_pause,
+        let pool = Pool::new(PoolSettings {
+            engine: EngineOptions {
+                config: serde_json::from_value(config).unwrap(),
+                launch: worker.launch(),
+                stall: PATIENCE,
+                load_stall: PATIENCE,
+                restart_pause: options.restart_pause,
+            },
+            asked: Asked::default(),
+            kernels: Kernels::default(),
+            memory: None,
+            most_loaded: 2,
+            keep_alive: None,
         });
-        let engine = engine.unwrap();
+        let folder = TempDir::new().unwrap();
+        let model = Model {
+            name: MODEL.into(),
+            path: folder.path().join("tiny.gguf"),
+            entry: None,
+        };
+        write_model(&model.path, "Gemma 3 Tiny");
+        let lease = within(pool.lease(&model, true)).await.unwrap();
+        let engine = lease.engine().clone();
         if matches!(options.load, LoadScript::AtOnce) {
             within(engine.loaded()).await;
         }
+        let collection = Collection {
+            catalogue: Arc::new(Catalogue::builtin().clone()),
+            store: Some(Store::open(&folder.path().join("models")).unwrap()),
+        };
         let aliases = vec!["GEMMA_3_1B_IT".into(), "gemma-3n-e2b-it".into()];
-        let model = ServedModel::new(MODEL.into(), aliases, "tiny.gguf".into());
         let lifecycle = Lifecycle::default();
-        let app = App::new(
-            engine.clone(),
-            model,
-            Arc::new(Metrics::new()),
-            options.settings,
-            lifecycle.clone(),
-        );
+        let app = App::new(Parts {
+            pool,
+            library: Library::new(collection, Some(model), aliases),
+            downloads: None,
+            metrics: Arc::new(Metrics::new()),
+            settings: options.settings,
+            lifecycle: lifecycle.clone(),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -94,6 +123,8 @@ impl Server {
             worker,
             engine,
             lifecycle,
+            folder,
+            _lease: lease,
             stop: Some(stop),
             served: tokio::spawn(served),
         }
@@ -124,6 +155,24 @@ impl Server {
         .await;
         assert_eq!(self.metric(name).await, value, "{name}");
     }
+}
+
+/// Writes a model file that has everything but a language.
+pub(crate) fn write_model(path: &Path, name: &str) {
+    let file = GgufFile::new("gemma3")
+        .text("general.name", name)
+        .text("general.license", "gemma")
+        .u32("general.file_type", 2)
+        .u32("gemma3.block_count", 1)
+        .u32("gemma3.context_length", 32_768)
+        .u32("gemma3.embedding_length", 32)
+        .u32("gemma3.feed_forward_length", 32)
+        .u32("gemma3.attention.head_count", 1)
+        .u32("gemma3.attention.head_count_kv", 1)
+        .texts("tokenizer.ggml.tokens", &["a", "b", "c", "d"])
+        .tensor("token_embd.weight", &[32, 4], (0, 1, 4))
+        .tensor("output_norm.weight", &[32], (0, 1, 4));
+    std::fs::write(path, file.whole()).unwrap();
 }
 
 /// The result, which must come in time.

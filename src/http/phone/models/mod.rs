@@ -135,7 +135,7 @@ fn not_found(name: &ModelName) -> ApiError {
 }
 
 /// The named text fields of a body, all of which must be there.
-async fn texts<const N: usize>(
+pub(super) async fn texts<const N: usize>(
     app: &App,
     headers: &HeaderMap,
     body: Body,

@@ -8,7 +8,7 @@ mod request;
 mod stream;
 
 use super::super::app::App;
-use super::super::error::{ApiError, Code};
+use super::super::error::ApiError;
 use super::super::listen::Peer;
 use super::super::negotiate::{self, Shape};
 use super::super::tracked::{Tracked, Tracker};

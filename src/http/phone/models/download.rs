@@ -1,0 +1,2 @@
+//! stub
+pub(in crate::http) async fn start() {}
