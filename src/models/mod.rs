@@ -3,6 +3,7 @@
 //! Pure data. What is inside a file is the worker's knowledge and arrives as
 //! [`ModelInfo`](crate::engine::ModelInfo).
 
+pub mod download;
 mod families;
 
 use std::path::{Path, PathBuf};
