@@ -1,14 +1,22 @@
-//! What the front knows about models: the names that a served one answers to, and what its family wants.
+//! What the front knows about models: which are known by name, how they are called, which are on disk, what the served one
+//! answers to, and what its family wants.
 //!
-//! Pure data. What is inside a file is the worker's knowledge and arrives as
-//! [`ModelInfo`](crate::engine::ModelInfo).
+//! What is inside a file is the worker's knowledge and arrives as [`ModelInfo`](crate::engine::ModelInfo); nothing here computes.
 
+pub mod catalogue;
+pub mod digest;
 pub mod download;
 mod families;
+pub mod reference;
+pub mod store;
 
 use std::path::{Path, PathBuf};
 
+pub use catalogue::{Catalogue, Entry};
+pub use digest::{Digest, verify};
 pub use families::Family;
+pub use reference::{HubFile, ModelName, ModelRef};
+pub use store::Store;
 
 /// Characters of an unknown name that are shown.
 const LONGEST_SHOWN: usize = 100;

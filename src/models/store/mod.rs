@@ -1,0 +1,436 @@
+//! Models on disk: one directory, found by looking at it.
+//!
+//! Any `*.gguf` directly in it is a model. Beside `NAME.gguf` may lie `NAME.gguf.json` (its manifest), `NAME.gguf.partial` and
+//! `NAME.gguf.partial.json` (a download that is not complete), `NAME.gguf.lock` (held by whoever fetches or removes it) and
+//! `NAME.tokenizer.json` (its publisher's tokenizer). The directory is the truth: a manifest only adds to what is seen there, and one
+//! that is lost or damaged costs nothing but what it knew. Nothing outside the directory is ever touched.
+
+mod clean;
+mod lock;
+mod manifest;
+mod root;
+mod write;
+
+use super::reference::{GGUF, ModelName};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+pub use clean::Cleaned;
+pub use lock::Lock;
+pub use manifest::{MANIFEST_VERSION, Manifest, Moment, Origin};
+pub use root::default_root;
+
+/// Files that are looked at.
+const MOST_FILES: usize = 10_000;
+/// Bytes of a manifest at most.
+const MOST_MANIFEST: u64 = 64 << 10;
+
+/// Why the store can't do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no directory to take by default.
+    #[error("there is no home directory for models: set POCKET_LLM_MODELS to a directory")]
+    NoHome,
+    /// The path is something else.
+    #[error("{} is not a directory: set POCKET_LLM_MODELS to one", path.display())]
+    NotADirectory {
+        /// The store's root.
+        path: PathBuf,
+    },
+    /// The directory can't be made.
+    #[error("the model directory {} can't be created: {source}", path.display())]
+    Create {
+        /// The store's root.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Reading failed.
+    #[error("{} can't be read: {source}", path.display())]
+    Read {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("{} can't be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Removing failed.
+    #[error("{} can't be removed: {source}", path.display())]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Somebody else holds the lock.
+    #[error("another process is fetching {name}: wait for it, or end it")]
+    Locked {
+        /// The model.
+        name: String,
+    },
+    /// A path that the store did not give out.
+    #[error("{} is no model file in {}", path.display(), root.display())]
+    Foreign {
+        /// The path.
+        path: PathBuf,
+        /// The store's root.
+        root: PathBuf,
+    },
+    /// There is nothing to remove.
+    #[error("{name} is not on disk")]
+    Missing {
+        /// The model.
+        name: String,
+    },
+}
+
+/// The directory of models.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// What it is called.
+    pub name: ModelName,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's size.
+    pub bytes: u64,
+    /// When it was last written.
+    pub modified: Option<Moment>,
+    /// What is known of it.
+    pub manifest: Option<Manifest>,
+    /// Why a manifest that is there is not used, in one sentence.
+    pub problem: Option<String>,
+    /// What can be said without reading it.
+    pub state: State,
+}
+
+/// What a file's size says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has the size that it should have, or nobody said which.
+    Complete,
+    /// It has another one.
+    SizeDiffers {
+        /// The manifest's.
+        expected: u64,
+    },
+}
+
+/// A download that is not complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Partial {
+    /// The stem of the file that it will be.
+    pub stem: String,
+    /// Where its bytes are.
+    pub path: PathBuf,
+    /// Bytes there.
+    pub bytes: u64,
+    /// Bytes that it will have, if its description (`bytes` in `NAME.gguf.partial.json`) says so.
+    pub expected: Option<u64>,
+    /// When it last grew.
+    pub modified: Option<Moment>,
+    /// Whether a process is fetching it now.
+    pub running: bool,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Opens a directory, and creates it if it is not there.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let path = root.to_owned();
+        match fs::metadata(root) {
+            Ok(found) if found.is_dir() => Ok(Self { root: path }),
+            Ok(_) => Err(StoreError::NotADirectory { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match fs::create_dir_all(root) {
+                    Ok(()) => Ok(Self { root: path }),
+                    Err(source) => Err(StoreError::Create { path, source }),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(StoreError::Create {
+                path,
+                source: error,
+            }),
+            Err(source) => Err(StoreError::Read { path, source }),
+        }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a model's file is, or will be.
+    pub fn place(&self, name: &ModelName) -> PathBuf {
+        self.root.join(name.stem() + GGUF)
+    }
+
+    /// All models, by name.
+    pub fn list(&self) -> Result<Vec<Stored>, StoreError> {
+        let mut models = Vec::new();
+        for file in self.files()? {
+            let Some(stem) = file.strip_suffix(GGUF) else {
+                continue;
+            };
+            match ModelName::parse(stem) {
+                Ok(name) => models.extend(self.look(&name)?),
+                Err(error) => tracing::warn!(%error, "a file in the model directory is left out"),
+            }
+        }
+        models.sort_by_cached_key(|model| model.name.to_string());
+        Ok(models)
+    }
+
+    /// The model of this name, if it is on disk.
+    pub fn find(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
+        self.look(name)
+    }
+
+    /// Downloads that are not complete, by name.
+    pub fn partials(&self) -> Result<Vec<Partial>, StoreError> {
+        let mut partials = Vec::new();
+        for file in self.files()? {
+            let Some(stem) = file.strip_suffix(".gguf.partial") else {
+                continue;
+            };
+            if ModelName::parse(stem).is_ok()
+                && let Some(partial) = self.partial(stem)
+            {
+                partials.push(partial);
+            }
+        }
+        partials.sort_by(|a, b| a.stem.cmp(&b.stem));
+        Ok(partials)
+    }
+
+    /// Removes a model, and all that lies beside it under its name.
+    pub fn remove(&self, name: &ModelName) -> Result<Removed, StoreError> {
+        let path = self.place(name);
+        let parts = beside(&path);
+        if !parts.iter().any(|part| part.symlink_metadata().is_ok()) {
+            return Err(StoreError::Missing {
+                name: name.to_string(),
+            });
+        }
+        let lock = self.lock(&path)?;
+        let mut removed = Removed::default();
+        // The model first: what is left when this is cut short is what `clean` finds.
+        for part in parts {
+            if let Some(bytes) = write::remove(&part)? {
+                removed.bytes += bytes;
+                removed.files.push(part);
+            }
+        }
+        lock.discard();
+        write::sync_folder(&self.root);
+        Ok(removed)
+    }
+
+    /// Takes the lock of a model's file, which is held until it is dropped or the process ends, however it ends.
+    pub fn lock(&self, path: &Path) -> Result<Lock, StoreError> {
+        self.own(path)?;
+        Lock::take(path)
+    }
+
+    /// Writes a file's manifest: whole or not at all, whatever happens meanwhile.
+    pub fn record(&self, path: &Path, manifest: &Manifest) -> Result<(), StoreError> {
+        self.own(path)?;
+        let json = serde_json::to_vec_pretty(manifest).map_err(|error| StoreError::Write {
+            path: manifest_path(path),
+            source: error.into(),
+        })?;
+        write::replace(&manifest_path(path), &json)
+    }
+
+    /// Notes that a model is used now. A directory that can't be written is no reason to fail.
+    pub fn touch(&self, path: &Path) {
+        if let Err(error) = self.try_touch(path) {
+            tracing::debug!(%error, "the use of a model is not noted");
+        }
+    }
+
+    fn try_touch(&self, path: &Path) -> Result<(), StoreError> {
+        self.own(path)?;
+        let bytes = fs::metadata(path).map(|found| found.len());
+        let bytes = bytes.map_err(|source| StoreError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let known = read_manifest(path).ok().flatten();
+        let mut manifest = known.unwrap_or_else(|| Manifest::new(Origin::ByHand, bytes));
+        manifest.last_used = Some(Moment::now());
+        self.record(path, &manifest)
+    }
+
+    /// Only files directly in the directory are ours.
+    fn own(&self, path: &Path) -> Result<(), StoreError> {
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        let valid = name.is_some_and(|name| {
+            name.strip_suffix(GGUF)
+                .is_some_and(|stem| ModelName::parse(stem).is_ok())
+        });
+        if valid && path.parent() == Some(&self.root) {
+            return Ok(());
+        }
+        Err(StoreError::Foreign {
+            path: path.to_owned(),
+            root: self.root.clone(),
+        })
+    }
+
+    /// Names of the files in the directory that are text, sorted.
+    fn files(&self) -> Result<Vec<String>, StoreError> {
+        let unreadable = |source| StoreError::Read {
+            path: self.root.clone(),
+            source,
+        };
+        let mut names = Vec::new();
+        for item in fs::read_dir(&self.root)
+            .map_err(unreadable)?
+            .take(MOST_FILES)
+        {
+            names.extend(item.map_err(unreadable)?.file_name().into_string().ok());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn look(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
+        let path = self.place(name);
+        let found = match fs::metadata(&path) {
+            Ok(found) if found.is_file() => found,
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Read { path, source }),
+        };
+        let (manifest, problem) = match read_manifest(&path) {
+            Ok(manifest) => (manifest, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let expected = manifest.as_ref().and_then(Manifest::expected_bytes);
+        let state = match expected {
+            Some(expected) if expected != found.len() => State::SizeDiffers { expected },
+            _ => State::Complete,
+        };
+        Ok(Some(Stored {
+            name: true_name(name, manifest.as_ref()),
+            path,
+            bytes: found.len(),
+            modified: found.modified().ok().map(Moment::from),
+            manifest,
+            problem,
+            state,
+        }))
+    }
+
+    fn partial(&self, stem: &str) -> Option<Partial> {
+        let model = self.root.join(format!("{stem}{GGUF}"));
+        let path = with_end(&model, ".partial");
+        // It may be complete, and renamed, by now.
+        let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let note = read_bounded(&with_end(&path, ".json")).ok().flatten();
+        let note = note.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
+        Some(Partial {
+            stem: stem.to_owned(),
+            path,
+            bytes: found.len(),
+            expected: note.and_then(|note| note.get("bytes")?.as_u64()),
+            modified: found.modified().ok().map(Moment::from),
+            running: Lock::is_held(&model),
+        })
+    }
+}
+
+/// All files that belong to a model's, which comes first. The lock is not among them.
+fn beside(path: &Path) -> [PathBuf; 5] {
+    [
+        path.to_owned(),
+        with_end(path, ".partial"),
+        with_end(path, ".partial.json"),
+        tokenizer_path(path),
+        manifest_path(path),
+    ]
+}
+
+/// Where a model's manifest is.
+pub fn manifest_path(model: &Path) -> PathBuf {
+    with_end(model, ".json")
+}
+
+/// Where a model's published tokenizer is, if somebody put it there.
+pub fn tokenizer_path(model: &Path) -> PathBuf {
+    model.with_extension("tokenizer.json")
+}
+
+/// `path` with something put behind its name.
+pub fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// A file that was fetched from the hub is called by where it came from.
+fn true_name(asked: &ModelName, manifest: Option<&Manifest>) -> ModelName {
+    if let Some(Origin::Hub(hub)) = manifest.map(|manifest| &manifest.source) {
+        let name = ModelName::from(hub.clone());
+        if name.stem() == asked.stem() {
+            return name;
+        }
+    }
+    asked.clone()
+}
+
+/// A model's manifest; an error says why the one that is there can't be used.
+fn read_manifest(model: &Path) -> Result<Option<Manifest>, String> {
+    let path = manifest_path(model);
+    let unusable =
+        |why: &dyn std::fmt::Display| format!("the manifest {} is not used: {why}", path.display());
+    let Some(json) = read_bounded(&path).map_err(|error| unusable(&error))? else {
+        return Ok(None);
+    };
+    let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| unusable(&error))?;
+    if manifest.version == MANIFEST_VERSION {
+        Ok(Some(manifest))
+    } else {
+        Err(unusable(&format!("it has version {}", manifest.version)))
+    }
+}
+
+/// A small file's bytes; `None` if there is none.
+fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(MOST_MANIFEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_MANIFEST {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is too large",
+        ));
+    }
+    Ok(Some(bytes))
+}
