@@ -67,7 +67,7 @@ const SPECIAL_V4: [([u8; 4], u32); 17] = [
     ([224, 0, 0, 0], 3),
 ];
 
-/// The parts of 2000::/3 that are not given out to anybody.
+/// The parts of `2000::/3` that are not given out to anybody.
 const SPECIAL_V6: [([u16; 2], u32); 4] = [
     // Protocol assignments (with Teredo, benchmarks, ORCHID), documentation, 6to4 (IPv4 in disguise), documentation.
     ([0x2001, 0], 23),

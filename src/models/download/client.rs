@@ -4,7 +4,10 @@
 
 use super::address::PublicResolver;
 use super::location::{Origin, redirected, shown};
+use super::retry::retry_after;
 use super::{DownloadError, Progress, Reach, Settings, Token};
+use crate::models::digest::Digest;
+use crate::models::store::Moment;
 use std::time::Duration;
 use ureq::http::{HeaderMap, Uri, header};
 use ureq::unversioned::transport::DefaultConnector;
@@ -63,13 +66,31 @@ pub(super) struct Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Linked {
     pub(super) bytes: u64,
-    pub(super) sha256: String,
+    pub(super) sha256: Digest,
 }
 
 impl Answer {
     /// A header's value, if it is text.
     pub(super) fn header(&self, name: header::HeaderName) -> Option<&str> {
         text(&self.headers, name)
+    }
+
+    /// What an answer means that has not what was asked for.
+    pub(super) fn refusal(&self, with_token: bool) -> Fault {
+        let url = self.url.clone();
+        match self.status {
+            401 | 403 if self.at_home => Fault::Final(DownloadError::Denied { url, with_token }),
+            404 | 410 => Fault::Final(DownloadError::NotFound { url }),
+            // Elsewhere than at home, 401 and 403 say that a signature has run out. The next try gets a new one.
+            401 | 403 | 408 | 425 | 429 | 500..=599 => Fault::Again {
+                why: format!("{url} answers with status {}", self.status),
+                after: self
+                    .header(header::RETRY_AFTER)
+                    .filter(|_| matches!(self.status, 429 | 503))
+                    .and_then(|value| retry_after(value, Moment::now().0 / 1000)),
+            },
+            status => Fault::Final(DownloadError::Status { url, status }),
+        }
     }
 }
 
@@ -181,12 +202,10 @@ impl Linked {
     /// The hub's `X-Linked-ETag` is the SHA-256 of a file in large-file storage.
     fn in_headers(headers: &HeaderMap) -> Option<Self> {
         let name = header::HeaderName::from_static;
-        let sha256 = text(headers, name("x-linked-etag"))?.trim_matches('"');
-        let bytes = text(headers, name("x-linked-size"))?.parse().ok()?;
-        let is_digest = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_digest.then(|| Self {
-            bytes,
-            sha256: sha256.to_ascii_lowercase(),
+        let etag = text(headers, name("x-linked-etag"))?;
+        Some(Self {
+            bytes: text(headers, name("x-linked-size"))?.parse().ok()?,
+            sha256: etag.trim_matches('"').parse().ok()?,
         })
     }
 }

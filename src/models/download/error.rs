@@ -2,6 +2,8 @@
 //!
 //! No text here ever carries a token, a password or the query of a URL.
 
+use crate::models::reference::HubFile;
+use crate::models::store::StoreError;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -117,6 +119,25 @@ pub enum DownloadError {
         /// What is wrong with it.
         why: String,
     },
+    /// The repository is there, the file is not.
+    #[error(
+        "the repository has no such file: {0}; check the name, upper and lower case, and the revision"
+    )]
+    NoSuchFile(HubFile),
+    /// A file of the same name that was not fetched from there.
+    #[error("{} is there already and is another file ({found}): move it away, or pull with --force to replace it", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+        /// What is known of it.
+        found: String,
+    },
+    /// A path can't be pulled.
+    #[error("{} is a path: pull takes names of the catalogue and hf:owner/name/file.gguf", .0.display())]
+    Path(PathBuf),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A setting of the environment.
     #[error("{name} can't be used: {why}")]
     Setting {

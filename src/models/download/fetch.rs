@@ -7,10 +7,11 @@
 use super::client::{Answer, Client, Fault, Linked, Wanted};
 use super::location::shown;
 use super::partial::{Partial, Record};
-use super::retry::{backoff, retry_after};
+use super::retry::backoff;
 use super::{DownloadError, Fetched, Job, PIECE_BYTES, Phase, Progress, Settings};
+use crate::models::digest::Digest;
 use std::io::{self, Read};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use ureq::http::header;
 
 /// What every GGUF file begins with.
@@ -68,7 +69,7 @@ struct Fetch<'a> {
 
 impl Fetch<'_> {
     /// Tries until the partial is whole and checked; its digest.
-    fn run(&mut self) -> Result<String, DownloadError> {
+    fn run(&mut self) -> Result<Digest, DownloadError> {
         loop {
             self.progress.set_attempt(self.fruitless + 1);
             let fault = match self.attempt() {
@@ -140,7 +141,7 @@ impl Fetch<'_> {
         ))
     }
 
-    fn attempt(&mut self) -> Result<String, Fault> {
+    fn attempt(&mut self) -> Result<Digest, Fault> {
         self.progress.set_total(self.partial.record().bytes);
         self.progress.set_received(self.partial.length());
         let total = self.partial.record().bytes;
@@ -170,7 +171,7 @@ impl Fetch<'_> {
                 self.receive(answer, None)
             }
             416 => self.out_of_range(&answer),
-            _ => Err(self.refusal(&answer)),
+            _ => Err(answer.refusal(self.job.token.is_some())),
         }
     }
 
@@ -190,16 +191,11 @@ impl Fetch<'_> {
     /// The hub names digest and length while it redirects. They fill in what nobody promised, and must fit what somebody did.
     fn check_linked(&self, linked: Option<&Linked>) -> Result<(), DownloadError> {
         let Some(linked) = linked else { return Ok(()) };
-        if let Some(sha256) = self
-            .job
-            .sha256
-            .as_ref()
-            .filter(|sha256| **sha256 != linked.sha256)
-        {
+        if let Some(sha256) = self.job.sha256.filter(|sha256| *sha256 != linked.sha256) {
             return Err(DownloadError::HubDiffers {
                 what: "sha256",
-                hub: linked.sha256.clone(),
-                catalogue: sha256.clone(),
+                hub: linked.sha256.to_string(),
+                catalogue: sha256.to_string(),
             });
         }
         if let Some(bytes) = self.job.bytes.filter(|bytes| *bytes != linked.bytes) {
@@ -221,7 +217,7 @@ impl Fetch<'_> {
         record.etag = answer.header(header::ETAG).map(Into::into);
         if let Some(linked) = &answer.linked {
             record.bytes = Some(linked.bytes);
-            record.sha256 = Some(linked.sha256.clone());
+            record.sha256 = Some(linked.sha256);
         }
         match (record.bytes, stated) {
             (Some(promised), Some(stated)) if promised != stated => {
@@ -285,27 +281,6 @@ impl Fetch<'_> {
         }
         self.partial.clear()?;
         Err(Fault::again("the file on the server ends before ours does"))
-    }
-
-    fn refusal(&self, answer: &Answer) -> Fault {
-        let url = answer.url.clone();
-        match answer.status {
-            401 | 403 if answer.at_home => Fault::Final(DownloadError::Denied {
-                url,
-                with_token: self.job.token.is_some(),
-            }),
-            // Elsewhere a signature has run out. The next try gets a new one.
-            401 | 403 => Fault::again(format!("{url} answers with status {}", answer.status)),
-            404 | 410 => Fault::Final(DownloadError::NotFound { url }),
-            408 | 425 | 429 | 500..=599 => Fault::Again {
-                why: format!("{url} answers with status {}", answer.status),
-                after: answer
-                    .header(header::RETRY_AFTER)
-                    .filter(|_| matches!(answer.status, 429 | 503))
-                    .and_then(|value| retry_after(value, now())),
-            },
-            status => Fault::Final(DownloadError::Status { url, status }),
-        }
     }
 
     /// Writes a body piece by piece; with `anew` it is the whole file, which begins once its first bytes look right.
@@ -398,11 +373,11 @@ impl Fetch<'_> {
     }
 
     /// Whether the whole file is the promised one; its digest.
-    fn check(&mut self) -> Result<String, Fault> {
+    fn check(&mut self) -> Result<Digest, Fault> {
         self.progress.set_phase(Phase::Checking);
         let found = self.partial.digest();
-        let promised = self.partial.record().sha256.clone();
-        if let Some(expected) = promised.as_ref().filter(|expected| **expected != found) {
+        let promised = self.partial.record().sha256;
+        if let Some(expected) = promised.filter(|expected| *expected != found) {
             return Err(Fault::Wrong {
                 expected: format!("sha256 {expected}"),
                 found: format!("sha256 {found}"),
@@ -477,12 +452,6 @@ fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
         total => Some(total.parse().ok()?),
     };
     (start <= end && total.is_none_or(|total| end < total)).then_some((start, total))
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]

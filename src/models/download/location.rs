@@ -72,7 +72,7 @@ pub(super) fn redirected(from: &Uri, location: Option<&[u8]>) -> Result<Uri, Dow
 }
 
 /// What is wrong with a URL that parses.
-fn fault(url: &Uri) -> Option<&'static str> {
+pub(super) fn fault(url: &Uri) -> Option<&'static str> {
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Some("only http and https are fetched");
     }

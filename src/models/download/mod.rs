@@ -4,18 +4,23 @@
 //! else on the disk. A file gets its name only after its length, its digest and its structure were checked. It must never
 //! send a token to anybody but the server that it is for, or show one, or show the query of a URL (signatures live there).
 //!
-//! In reading order: what is wanted ([`Job`]), the loop of tries (`fetch`), one request with its redirects (`client`), what lies on
-//! the disk (`partial`); small rules (`retry`, `location`, `address`).
+//! In reading order: downloads beside a server ([`Downloads`]), one model by its name ([`Puller`]), what the hub knows ([`Hub`]), one
+//! file (a [`Job`]) and the loop of tries ([`fetch()`]), one request with its redirects (`client`), what lies on the disk (`partial`);
+//! small rules (`retry`, `location`, `address`).
 
 mod address;
 mod client;
 mod error;
 mod fetch;
+mod hub;
 mod location;
 mod partial;
 mod progress;
+mod pull;
+mod queue;
 mod retry;
 
+use super::digest::Digest;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,8 +29,14 @@ use ureq::http::Uri;
 pub use address::is_public;
 pub use error::DownloadError;
 pub use fetch::fetch;
+pub use hub::{Described, Hub};
 pub use location::parse_url;
 pub use progress::{Phase, Progress};
+pub use pull::{Existing, How, Pulled, Puller};
+pub use queue::{DownloadStatus, Downloads, Refused, Start};
+
+/// A log filter's directives that keep the HTTP library quiet: on its finest level it writes whole URLs, signatures and all.
+pub const QUIET: &str = "ureq=off,ureq_proto=off,rustls=off";
 
 /// Bytes that are read, hashed and written at once: what a killed download loses at most.
 pub const PIECE_BYTES: usize = 256 << 10;
@@ -39,8 +50,8 @@ pub struct Job {
     pub token: Option<Token>,
     /// Its length, if somebody promised one.
     pub bytes: Option<u64>,
-    /// Its SHA-256 in lower-case hexadecimal digits, if somebody promised one.
-    pub sha256: Option<String>,
+    /// Its digest, if somebody promised one.
+    pub sha256: Option<Digest>,
     /// Where it goes. Whoever calls [`fetch`] holds the lock for it.
     pub target: PathBuf,
     /// Which servers may be asked.
@@ -63,8 +74,8 @@ pub struct Fetched {
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
-    /// Its SHA-256 in lower-case hexadecimal digits.
-    pub sha256: String,
+    /// Its digest.
+    pub sha256: Digest,
     /// The entity tag of the server that gave the bytes.
     pub etag: Option<String>,
     /// Bytes that came over the network, repeated ones too.

@@ -5,18 +5,19 @@
 
 use super::location::shown;
 use super::{DownloadError, Job, PIECE_BYTES, Phase, Progress};
+use crate::models::digest::Digest;
+use crate::models::store::{Moment, with_end};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// More is no record of ours.
 const LONGEST_RECORD: u64 = 16 << 10;
 
 /// What a partial is a part of.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// Where it comes from, without the query.
     pub(super) url: String,
@@ -25,9 +26,9 @@ pub(super) struct Record {
     /// The length of the whole file.
     pub(super) bytes: Option<u64>,
     /// The SHA-256 of the whole file.
-    pub(super) sha256: Option<String>,
-    /// Seconds since 1970.
-    pub(super) begun_at: u64,
+    pub(super) sha256: Option<Digest>,
+    /// When its first byte was asked for.
+    pub(super) begun_at: Moment,
 }
 
 impl Record {
@@ -37,10 +38,8 @@ impl Record {
             url: shown(&job.url),
             etag: None,
             bytes: job.bytes,
-            sha256: job.sha256.clone(),
-            begun_at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
+            sha256: job.sha256,
+            begun_at: Moment::now(),
         }
     }
 
@@ -63,7 +62,7 @@ impl Record {
             etag: self.etag.filter(|_| same_url),
             url: shown(&job.url),
             bytes: job.bytes.or(self.bytes),
-            sha256: job.sha256.clone().or(self.sha256),
+            sha256: job.sha256.or(self.sha256),
             begun_at: self.begun_at,
         })
     }
@@ -83,8 +82,8 @@ pub(super) struct Partial {
 impl Partial {
     /// Opens what an earlier run left, if it is a part of this job's file, or an empty one.
     pub(super) fn open(job: &Job, progress: &Progress) -> Result<Self, DownloadError> {
-        let path = with_suffix(&job.target, ".partial");
-        let record_path = with_suffix(&job.target, ".partial.json");
+        let path = with_end(&job.target, ".partial");
+        let record_path = with_end(&job.target, ".partial.json");
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -136,7 +135,7 @@ impl Partial {
         if record == self.record && self.record_path.exists() {
             return Ok(());
         }
-        let new = with_suffix(&self.record_path, ".new");
+        let new = with_end(&self.record_path, ".new");
         let bytes = serde_json::to_vec_pretty(&record).map_err(io::Error::from);
         bytes
             .and_then(|bytes| fs::write(&new, bytes))
@@ -156,9 +155,9 @@ impl Partial {
         Ok(())
     }
 
-    /// The SHA-256 of what is here, in lower-case hexadecimal digits.
-    pub(super) fn digest(&self) -> String {
-        format!("{:x}", self.hasher.clone().finalize())
+    /// The digest of what is here.
+    pub(super) fn digest(&self) -> Digest {
+        <[u8; 32]>::from(self.hasher.clone().finalize()).into()
     }
 
     /// Forgets all bytes.
@@ -243,13 +242,6 @@ impl Partial {
             free_mib: free >> 20,
         }
     }
-}
-
-/// `a.gguf` and `.partial` are `a.gguf.partial`.
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// A record that can't be read is none.

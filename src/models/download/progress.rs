@@ -4,7 +4,7 @@
 //! server ends at once.
 
 use super::DownloadError;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use ureq::Agent;
@@ -69,16 +69,11 @@ pub struct Progress {
     total: AtomicU64,
     attempt: AtomicU32,
     phase: AtomicU8,
-    // A lock, because cancelling must reach an agent that is being replaced at that moment. It is held for no input or output.
-    control: Mutex<Control>,
-    cancelled: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Control {
-    cancelled: bool,
-    /// Shuts down the sockets in use.
-    agent: Option<Agent>,
+    cancelled: AtomicBool,
+    /// Shuts down the sockets in use. A lock, because a cancel must not miss an agent that is handed over at that moment, and
+    /// because pauses end by it. It is held for no input or output.
+    agent: Mutex<Option<Agent>>,
+    woken: Condvar,
 }
 
 impl Progress {
@@ -104,11 +99,11 @@ impl Progress {
 
     /// Ends the download: it keeps what came and returns [`DownloadError::Cancelled`].
     pub fn cancel(&self) {
-        let mut control = self.control();
-        control.cancelled = true;
-        let agent = control.agent.take();
-        drop(control);
-        self.cancelled.notify_all();
+        let mut current = self.agent();
+        self.cancelled.store(true, Ordering::Relaxed);
+        let agent = current.take();
+        drop(current);
+        self.woken.notify_all();
         if let Some(agent) = agent {
             agent.shutdown();
         }
@@ -116,7 +111,12 @@ impl Progress {
 
     /// Whether somebody cancelled it.
     pub fn is_cancelled(&self) -> bool {
-        self.control().cancelled
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Set once it is cancelled.
+    pub(super) fn cancel_flag(&self) -> &AtomicBool {
+        &self.cancelled
     }
 
     pub(super) fn check(&self) -> Result<(), DownloadError> {
@@ -128,21 +128,18 @@ impl Progress {
 
     /// Waits, unless it is cancelled.
     pub(super) fn pause(&self, time: Duration) -> Result<(), DownloadError> {
-        let (control, _) = self
-            .cancelled
-            .wait_timeout_while(self.control(), time, |control| !control.cancelled)
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(control);
+        let waited = self
+            .woken
+            .wait_timeout_while(self.agent(), time, |_| !self.is_cancelled());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
         self.check()
     }
 
     /// Cancelling shuts this agent's sockets down from now on.
     pub(super) fn attach(&self, agent: Agent) -> Result<(), DownloadError> {
-        let mut control = self.control();
-        if control.cancelled {
-            return Err(DownloadError::Cancelled);
-        }
-        control.agent = Some(agent);
+        let mut current = self.agent();
+        self.check()?;
+        *current = Some(agent);
         Ok(())
     }
 
@@ -166,9 +163,9 @@ impl Progress {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
-        // Nothing panics while it is held, and a flag is never half set.
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    fn agent(&self) -> MutexGuard<'_, Option<Agent>> {
+        // Nothing panics while it is held.
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
