@@ -1,8 +1,10 @@
 //! The command line: what can be typed, and what is run for it.
 
+mod pull;
 mod run;
 
 use crate::config::{Machine, ServeArgs};
+use crate::models::download::QUIET;
 use crate::serve;
 use crate::telemetry::{self, LogFormat};
 use anyhow::Result;
@@ -51,6 +53,8 @@ pub struct Cli {
 enum Command {
     /// Serve a model over HTTP
     Serve(ServeArgs),
+    /// Fetch models from the hub, and go on with what an earlier pull left
+    Pull(pull::PullArgs),
     /// Ask a model here in the terminal: one prompt, or a chat
     Run(run::RunArgs),
     /// The worker process that computes; started by `serve` and `run`
@@ -70,6 +74,11 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             let config = args.check(Machine::here())?;
             telemetry::start(cli.log.as_deref().unwrap_or("info"), cli.log_format)?;
             on_runtime(serve::serve(config))
+        }
+        Command::Pull(args) => {
+            let filter = cli.log.as_deref().unwrap_or("warn");
+            telemetry::start(&format!("{filter},{QUIET}"), cli.log_format)?;
+            on_runtime(pull::pull(args))
         }
         Command::Run(args) => {
             // What goes wrong is said in a sentence; a log line beside it would say it twice.

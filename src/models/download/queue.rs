@@ -1,0 +1,366 @@
+//! Downloads beside a running server: one at a time, a few that wait, and what they have done so far.
+//!
+//! One thread works off the queue and ends when it is empty; each download runs on a second one, so that the first can tell how it
+//! goes. Handlers call in, get an answer at once and never wait for a network.
+
+use super::{DownloadError, Existing, Phase, Progress, Pulled, Puller};
+use crate::models::reference::{HubFile, ModelName, ModelRef};
+use crate::models::store::Moment;
+use std::collections::VecDeque;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Downloads that may wait for the running one.
+const MOST_WAITING: usize = 8;
+
+/// Ended downloads that are remembered.
+const MOST_ENDED: usize = 16;
+
+/// Between two reports of a running download.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// A shutdown waits this long for a thread that is just connecting, which nothing can interrupt.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The downloads of this process. Clones are the same downloads.
+#[derive(Clone)]
+pub struct Downloads(Arc<Shared>);
+
+/// What became of a wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It runs, or will when it is its turn.
+    Started,
+    /// It runs or waits already.
+    AlreadyRunning,
+    /// The model is on disk.
+    AlreadyAvailable(Pulled),
+}
+
+/// Why a download is not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Enough wait.
+    #[error("{MOST_WAITING} downloads wait already: try again when one has ended")]
+    Full,
+    /// The server ends.
+    #[error("the server is ending and begins no downloads")]
+    Ending,
+    /// The system has no thread for it.
+    #[error("no thread could be started: {0}")]
+    Thread(std::io::Error),
+    /// It can't be one.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+}
+
+/// What a download has done so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownloadStatus {
+    /// The model.
+    pub name: ModelName,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Bytes of the file that are here.
+    pub received: u64,
+    /// Bytes of the whole file, once that is known.
+    pub total: Option<u64>,
+    /// How fast they came lately.
+    pub bytes_per_second: u64,
+    /// Tries in a row without progress.
+    pub attempt: u32,
+    /// Why it ended without the file.
+    pub error: Option<String>,
+    /// When it was asked for.
+    pub started_at: Moment,
+    /// When it ended.
+    pub ended_at: Option<Moment>,
+}
+
+struct Shared {
+    puller: Puller,
+    // A lock, because handlers and the working thread change the same short lists. It is held for no input or output.
+    state: Mutex<State>,
+    idle: Condvar,
+    reports: watch::Sender<Arc<[DownloadStatus]>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The first one runs while there is a thread.
+    tasks: VecDeque<Arc<Task>>,
+    ended: VecDeque<DownloadStatus>,
+    has_thread: bool,
+    closed: bool,
+}
+
+struct Task {
+    name: ModelName,
+    reference: ModelRef,
+    progress: Progress,
+    speed: Mutex<Speed>,
+    started_at: Moment,
+}
+
+impl Downloads {
+    /// No downloads yet.
+    pub fn new(puller: Puller) -> Self {
+        Self(Arc::new(Shared {
+            puller,
+            state: Mutex::default(),
+            idle: Condvar::new(),
+            reports: watch::Sender::new(Arc::from([])),
+        }))
+    }
+
+    /// Begins to fetch a model, unless that is done or being done.
+    pub fn start(&self, reference: ModelRef) -> Result<Start, Refused> {
+        let name = name_of(&reference)?;
+        if let Some(there) = self.0.puller.available(&reference)? {
+            return Ok(Start::AlreadyAvailable(there));
+        }
+        let mut state = self.0.state();
+        if state.closed {
+            return Err(Refused::Ending);
+        }
+        if state.tasks.iter().any(|task| task.name == name) {
+            return Ok(Start::AlreadyRunning);
+        }
+        if state.tasks.len() > MOST_WAITING {
+            return Err(Refused::Full);
+        }
+        if !state.has_thread {
+            let shared = Arc::clone(&self.0);
+            thread::Builder::new()
+                .name("downloads".into())
+                .spawn(move || shared.work())
+                .map_err(Refused::Thread)?;
+            state.has_thread = true;
+        }
+        state.ended.retain(|ended| ended.name != name);
+        state.tasks.push_back(Arc::new(Task {
+            name,
+            reference,
+            progress: Progress::default(),
+            speed: Mutex::default(),
+            started_at: Moment::now(),
+        }));
+        drop(state);
+        self.0.report();
+        Ok(Start::Started)
+    }
+
+    /// All that run, wait, or ended lately.
+    pub fn snapshot(&self) -> Vec<DownloadStatus> {
+        self.0.state().report()
+    }
+
+    /// Tells of every change, and every half second while one runs.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<[DownloadStatus]>> {
+        self.0.reports.subscribe()
+    }
+
+    /// Ends a download that runs or waits; what came of it is kept. Whether there was one.
+    pub fn cancel(&self, name: &ModelName) -> bool {
+        let task = self
+            .0
+            .state()
+            .tasks
+            .iter()
+            .find(|task| task.name == *name)
+            .cloned();
+        if let Some(task) = &task {
+            task.progress.cancel();
+        }
+        task.is_some()
+    }
+
+    /// Ends all downloads, and begins none any more. Returns when they have ended, or after two seconds: then a thread may
+    /// still be connecting, and ends by itself.
+    pub fn shutdown(&self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        for task in &state.tasks {
+            task.progress.cancel();
+        }
+        let waited = self
+            .0
+            .idle
+            .wait_timeout_while(state, SHUTDOWN_PATIENCE, |state| state.has_thread);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Shared {
+    /// Works off the queue.
+    fn work(self: Arc<Self>) {
+        while let Some(task) = self.next() {
+            let error = self.run(&task).err();
+            if let Some(error) = &error {
+                tracing::warn!(model = %task.name, error, "a download ended");
+            } else {
+                tracing::info!(model = %task.name, "a model was fetched");
+            }
+            let mut state = self.state();
+            state.tasks.retain(|other| !Arc::ptr_eq(other, &task));
+            state.ended.push_back(DownloadStatus {
+                phase: Phase::Ended,
+                error,
+                ended_at: Some(Moment::now()),
+                ..task.status()
+            });
+            if state.ended.len() > MOST_ENDED {
+                state.ended.pop_front();
+            }
+            drop(state);
+            self.report();
+        }
+    }
+
+    /// The first task; without one the thread ends, which is noted in the same moment.
+    fn next(&self) -> Option<Arc<Task>> {
+        let mut state = self.state();
+        let task = state.tasks.front().cloned();
+        if task.is_none() {
+            state.has_thread = false;
+            self.idle.notify_all();
+        }
+        task
+    }
+
+    /// Fetches one model and reports meanwhile.
+    fn run(&self, task: &Task) -> Result<Pulled, String> {
+        let (done, ended) = sync_channel(1);
+        thread::scope(|scope| {
+            let fetching =
+                thread::Builder::new()
+                    .name("download".into())
+                    .spawn_scoped(scope, || {
+                        let _done = done;
+                        self.puller
+                            .pull(&task.reference, Existing::Trust, &task.progress)
+                    });
+            let fetching =
+                fetching.map_err(|error| format!("no thread could be started: {error}"))?;
+            while ended.recv_timeout(REPORT_EVERY) == Err::<(), _>(RecvTimeoutError::Timeout) {
+                self.report();
+            }
+            match fetching.join() {
+                Ok(pulled) => pulled.map_err(|error| error.to_string()),
+                // One bad file must not end the queue.
+                Err(_) => Err("the download panicked; the log says where".into()),
+            }
+        })
+    }
+
+    fn report(&self) {
+        // Under the lock, so that no older report comes after a newer one. It only stores and wakes.
+        let state = self.state();
+        self.reports.send_replace(state.report().into());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The lists are whole after each statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn report(&self) -> Vec<DownloadStatus> {
+        let tasks = self.tasks.iter().map(|task| task.status());
+        tasks.chain(self.ended.iter().cloned()).collect()
+    }
+}
+
+impl Task {
+    fn status(&self) -> DownloadStatus {
+        let received = self.progress.received();
+        let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
+        DownloadStatus {
+            name: self.name.clone(),
+            phase: self.progress.phase(),
+            received,
+            total: self.progress.total(),
+            bytes_per_second: match self.progress.phase() {
+                Phase::Receiving => speed.at(received, Instant::now()),
+                _ => 0,
+            },
+            attempt: self.progress.attempt(),
+            error: None,
+            started_at: self.started_at,
+            ended_at: None,
+        }
+    }
+}
+
+/// Bytes per second over the last few seconds.
+#[derive(Debug, Default)]
+pub(super) struct Speed {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Speed {
+    /// What is looked back at.
+    const WINDOW: Duration = Duration::from_secs(5);
+    /// Closer samples are not kept.
+    const LEAST: Duration = Duration::from_millis(100);
+
+    pub(super) fn at(&mut self, bytes: u64, now: Instant) -> u64 {
+        // It began anew.
+        if self.samples.back().is_some_and(|(_, last)| *last > bytes) {
+            self.samples.clear();
+        }
+        while self.samples.len() > 1 && now - self.samples[0].0 > Self::WINDOW {
+            self.samples.pop_front();
+        }
+        let is_new = |(last, _): &(Instant, u64)| now.duration_since(*last) >= Self::LEAST;
+        if self.samples.back().is_none_or(is_new) {
+            self.samples.push_back((now, bytes));
+        }
+        let Some((since, then)) = self.samples.front() else {
+            return 0;
+        };
+        let milliseconds =
+            u64::try_from(now.duration_since(*since).as_millis()).unwrap_or(u64::MAX);
+        (bytes - then)
+            .saturating_mul(1000)
+            .checked_div(milliseconds)
+            .unwrap_or(0)
+    }
+}
+
+fn name_of(reference: &ModelRef) -> Result<ModelName, DownloadError> {
+    match reference {
+        ModelRef::Known(entry) => Ok(entry.model_name()),
+        ModelRef::Hub(hub) => Ok(HubFile::clone(hub).into()),
+        ModelRef::Path(path) => Err(DownloadError::Path(path.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_is_that_of_the_last_seconds() {
+        let mut speed = Speed::default();
+        let begin = Instant::now();
+        let mut at =
+            |milliseconds, bytes| speed.at(bytes, begin + Duration::from_millis(milliseconds));
+        assert_eq!(at(0, 1000), 0);
+        assert_eq!(at(1, 1000), 0);
+        assert_eq!(at(1000, 3000), 2000);
+        assert_eq!(at(2000, 3000), 1000);
+        // Ten seconds later the fast beginning is forgotten.
+        for second in 3..=12 {
+            at(second * 1000, 3000 + second);
+        }
+        assert_eq!(at(13_000, 3013), 1);
+        // Anew from nothing.
+        assert_eq!(at(14_000, 0), 0);
+        assert_eq!(at(15_000, 500), 500);
+    }
+}
