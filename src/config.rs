@@ -3,6 +3,7 @@
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
 use crate::http::ApiKey;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
+use crate::models::{Collection, CollectionError};
 use crate::pool::PoolSettings;
 use clap::Args;
 use clap::builder::FalseyValueParser;
@@ -29,6 +30,13 @@ pub struct StoreArgs {
     /// Folder with further model descriptions (TOML files like those in models/)
     #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
     pub catalogue: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Opens what they name.
+    pub fn open(&self) -> Result<Collection, CollectionError> {
+        Collection::open(self.models.as_deref(), self.catalogue.as_deref())
+    }
 }
 
 /// How a model is run; the same for `serve` and `run`.

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::engine::EngineState;
 use crate::http::{self, App, HttpSettings, Lifecycle, Parts};
 use crate::metrics::Metrics;
-use crate::models::download::Downloads;
+use crate::models::download::{Downloads, Hub, Puller, Settings};
 use crate::models::{Collection, Library, Model};
 use crate::pool::{Lease, Pool};
 use anyhow::{Context, Result, bail};
@@ -23,13 +23,13 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Serves until a signal, then drains.
 pub async fn serve(config: Config) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let collection = Collection::open(&config.store)?;
+    let collection = config.store.open()?;
     let default = config.model.as_deref();
     let default = default.map(|name| collection.find(name)).transpose()?;
     let listeners = bind(&config).await?;
     let lifecycle = Lifecycle::default();
     let pool = Pool::new(config.pool.clone());
-    let app = app(&config, collection, default.clone(), pool, &lifecycle);
+    let app = app(&config, collection, default.clone(), pool, &lifecycle)?;
     let settings = app.settings().clone();
     let close_time = settings.close_time;
     for listener in &listeners {
@@ -70,6 +70,10 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
             tracing::warn!(in_flight = app.pool().in_flight(), "stopped at once by a second signal");
             return Ok(ExitCode::FAILURE);
         }
+    }
+    if let Some(downloads) = app.downloads().cloned() {
+        // What came is kept; the next start goes on from there.
+        tokio::task::spawn_blocking(move || downloads.shutdown()).await?;
     }
     drop(stop);
     if timeout(close_time + LAST_BYTES, server).await.is_err() {
@@ -119,7 +123,15 @@ fn app(
     default: Option<Model>,
     pool: Pool,
     lifecycle: &Lifecycle,
-) -> App {
+) -> Result<App> {
+    let downloads = match &collection.store {
+        Some(store) => Some(Downloads::new(Puller {
+            store: store.clone(),
+            hub: Hub::from_environment()?,
+            settings: Settings::default(),
+        })),
+        None => None,
+    };
     let name = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
     let settings = HttpSettings {
         body_limit: config.body_limit,
@@ -132,15 +144,14 @@ fn app(
         node_name: name("NODE_NAME"),
         ..HttpSettings::default()
     };
-    let downloads = Downloads::new(&collection);
-    App::new(Parts {
+    Ok(App::new(Parts {
         pool,
         library: Library::new(collection, default, config.aliases.clone()),
         downloads,
         metrics: Arc::new(Metrics::new()),
         settings,
         lifecycle: lifecycle.clone(),
-    })
+    }))
 }
 
 /// The one thing on standard output: where to reach us.

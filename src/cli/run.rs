@@ -4,7 +4,6 @@
 
 use crate::config::{EngineArgs, Machine, StoreArgs};
 use crate::engine::{Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage};
-use crate::models::Collection;
 use crate::pool::{Lease, Pool};
 use crate::serve;
 use anyhow::{Context, Result, bail};
@@ -67,7 +66,7 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         (Some(prompt), Some(piped)) => Some(format!("{prompt}\n\n{piped}")),
         (prompt, piped) => prompt.or(piped),
     };
-    let model = Collection::open(&args.store)?.find(&args.model)?;
+    let model = args.store.open()?.find(&args.model)?;
     let pool = Pool::new(settings);
     let lease = serve::load(&pool, &model).await?;
     let interrupts = signal(SignalKind::interrupt())?;

@@ -147,7 +147,7 @@ impl App {
     }
 
     /// Downloads that run.
-    pub(super) fn downloads(&self) -> Option<&Downloads> {
+    pub fn downloads(&self) -> Option<&Downloads> {
         self.inner.parts.downloads.as_ref()
     }
 

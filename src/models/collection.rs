@@ -4,7 +4,6 @@ use super::catalogue::CatalogueError;
 use super::reference::RefError;
 use super::store::{State, StoreError, Stored, default_root};
 use super::{Catalogue, Model, ModelName, ModelRef, Store};
-use crate::config::StoreArgs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,9 +48,9 @@ pub enum FindError {
 impl Collection {
     /// Opens what was named, or what is usual. A store that somebody named must work; without the usual one, models are
     /// files.
-    pub fn open(args: &StoreArgs) -> Result<Self, CollectionError> {
-        let catalogue = Arc::new(Catalogue::load(args.catalogue.as_deref())?);
-        let store = match &args.models {
+    pub fn open(models: Option<&Path>, catalogue: Option<&Path>) -> Result<Self, CollectionError> {
+        let catalogue = Arc::new(Catalogue::load(catalogue)?);
+        let store = match models {
             Some(root) => Some(Store::open(root)?),
             None => default_root().and_then(|root| Store::open(&root)).map_or_else(
                 |error| {

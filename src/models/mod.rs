@@ -17,7 +17,7 @@ mod families;
 mod library;
 
 pub use catalogue::{Catalogue, Entry};
-pub use collection::{Collection, FindError};
+pub use collection::{Collection, CollectionError, FindError};
 pub use digest::{Digest, verify};
 pub use facts::{Facts, Model, SamplingDefaults};
 pub use families::Family;
