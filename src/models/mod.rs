@@ -6,6 +6,8 @@
 pub mod catalogue;
 pub mod digest;
 mod families;
+pub mod nasty;
+pub mod parity;
 pub mod reference;
 pub mod store;
 
