@@ -9,9 +9,9 @@ mod scripted;
 
 use gguf_file::GgufFile;
 use pocket_llm::engine::{EngineError, EngineState, Launch, Outcome, WorkerConfig};
+use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
-use pocket_llm::models::Model;
 use pocket_llm::pool::{Lease, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
 use scripted::{Script, ScriptedBackend, Told, options, read, request, until};
@@ -172,8 +172,14 @@ async fn the_first_request_loads_a_model_and_the_next_ones_find_it() {
     answered(&machine.ask("a").await);
     assert_eq!(machine.loads(), ["a", "b"]);
     let seen = machine.pool.seen();
-    assert!(seen.iter().all(|seen| seen.bytes > WEIGHTS && seen.idle.is_some()));
-    assert_eq!((machine.pool.totals().loads, machine.pool.totals().unloads), (2, 0));
+    assert!(
+        seen.iter()
+            .all(|seen| seen.bytes > WEIGHTS && seen.idle.is_some())
+    );
+    assert_eq!(
+        (machine.pool.totals().loads, machine.pool.totals().unloads),
+        (2, 0)
+    );
 }
 
 #[tokio::test]
@@ -192,7 +198,10 @@ async fn the_model_that_was_not_used_for_longest_makes_room() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert_eq!(machine.loads(), ["a", "b", "c", "b"]);
-    assert_eq!((machine.pool.totals().loads, machine.pool.totals().unloads), (4, 2));
+    assert_eq!(
+        (machine.pool.totals().loads, machine.pool.totals().unloads),
+        (4, 2)
+    );
 }
 
 #[tokio::test]
@@ -221,7 +230,11 @@ async fn a_busy_model_is_waited_for_and_comes_back_after_the_other() {
     assert_eq!(machine.here(), ["a", "a", "b"]);
     machine.script("a").open();
     assert_eq!(read(running).await.text, "one");
-    assert_eq!(machine.loads(), ["a"], "it stays while its request has a lease");
+    assert_eq!(
+        machine.loads(),
+        ["a"],
+        "it stays while its request has a lease"
+    );
     drop(first);
     assert_eq!(read(other).await.text, "two");
     assert_eq!(machine.loads(), ["a", "b"]);
@@ -261,7 +274,10 @@ async fn what_does_not_fit_is_refused_with_the_sum_and_nobody_goes_for_it() {
     let pocket_llm::engine::Event::Failed(EngineError::Unloadable(text)) = last else {
         panic!("{last:?}");
     };
-    assert!(text.starts_with("a: ") && text.contains("weights 2"), "{text}");
+    assert!(
+        text.starts_with("a: ") && text.contains("weights 2"),
+        "{text}"
+    );
     drop(lease);
     until("it is forgotten", || machine.here().is_empty()).await;
     assert_eq!(machine.loads(), [""; 0]);
@@ -275,7 +291,10 @@ async fn a_model_that_can_not_be_loaded_is_told_and_forgotten() {
     let lease = machine.lease("b").await;
     let told = read(lease.engine().submit(request("say:yes|")).unwrap()).await;
     let last = format!("{:?}", told.events.last().unwrap());
-    assert!(last.contains("NotReady") && last.contains("b is broken"), "{last}");
+    assert!(
+        last.contains("NotReady") && last.contains("b is broken"),
+        "{last}"
+    );
     drop(lease);
     until("it is forgotten", || machine.here() == ["a"]).await;
     machine.models.broken.lock().unwrap().clear();
@@ -306,8 +325,17 @@ async fn a_damaged_file_is_told_before_anybody_goes() {
     let machine = Machine::with_room_for(1, |_| {});
     answered(&machine.ask("a").await);
     let path = machine.model("b").path;
-    File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
-    let error = machine.pool.lease(&machine.model("b"), false).await.unwrap_err();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let error = machine
+        .pool
+        .lease(&machine.model("b"), false)
+        .await
+        .unwrap_err();
     assert!(matches!(error, EngineError::Unloadable(_)), "{error:?}");
     assert_eq!(machine.here(), ["a"]);
 }

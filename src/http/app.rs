@@ -5,8 +5,8 @@ use super::error::ApiError;
 use super::lifecycle::Lifecycle;
 use crate::engine::EngineState;
 use crate::metrics::{ConnectionMeters, Metrics};
-use crate::models::download::Downloads;
 use crate::models::Library;
+use crate::models::download::Downloads;
 use crate::pool::{Lease, Pool, Seen};
 use axum::http::HeaderValue;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -202,7 +202,9 @@ impl App {
         let default = self.library().default();
         let default = default.map_err(|error| one_line(&error.to_string()))?;
         match self.pool().seen_of(&default.path).map(|seen| seen.state) {
-            None | Some(EngineState::Ready(_) | EngineState::Loading { first: false, .. }) => Ok(()),
+            None | Some(EngineState::Ready(_) | EngineState::Loading { first: false, .. }) => {
+                Ok(())
+            }
             Some(EngineState::Loading { progress, .. }) => Err(format!(
                 "the model is being loaded ({:.0} %)",
                 progress * 100.0

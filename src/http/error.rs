@@ -245,7 +245,8 @@ impl From<StoreError> for ApiError {
 }
 
 /// What to do about an empty store.
-const GET_A_MODEL: &str = "get one: POST /ai/models/download {\"modelName\":\"gemma-3-1b\"}; GET /ai/models lists more";
+const GET_A_MODEL: &str =
+    "get one: POST /ai/models/download {\"modelName\":\"gemma-3-1b\"}; GET /ai/models lists more";
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {

@@ -104,10 +104,15 @@ impl Collection {
 
     /// A file anywhere; one that lies in the store is the store's.
     fn file(&self, path: &Path) -> Model {
-        let stored = self.store.iter().flat_map(|store| store.list().unwrap_or_default());
+        let stored = self
+            .store
+            .iter()
+            .flat_map(|store| store.list().unwrap_or_default());
         let same = |stored: &Stored| {
             let (one, other) = (stored.path.canonicalize(), path.canonicalize());
-            one.ok().zip(other.ok()).is_some_and(|(one, other)| one == other)
+            one.ok()
+                .zip(other.ok())
+                .is_some_and(|(one, other)| one == other)
         };
         if let Some(stored) = stored.into_iter().find(same) {
             return self.model(&stored);

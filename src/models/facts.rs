@@ -1,8 +1,8 @@
 //! What is known of a model before it is loaded: its header, and what the catalogue or its family wants of it.
 
+use super::Family;
 use super::catalogue::{Entry, Sampling};
 use super::gguf::{Gguf, GgufError};
-use super::Family;
 use crate::engine::ModelInfo;
 use std::path::PathBuf;
 use std::sync::Arc;

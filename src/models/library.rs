@@ -79,7 +79,9 @@ impl Library {
 
     /// Whether it is the model that the server was started with.
     pub fn is_default(&self, path: &Path) -> bool {
-        self.default.as_ref().is_some_and(|model| model.path == path)
+        self.default
+            .as_ref()
+            .is_some_and(|model| model.path == path)
     }
 
     /// The model for requests that name none: the one that the server was started with, else the first one on disk, in the
@@ -89,7 +91,9 @@ impl Library {
             return Ok(model.clone());
         }
         let mut models = self.list()?.into_iter();
-        models.find_map(|listed| listed.model).ok_or(NoModel::Nothing)
+        models
+            .find_map(|listed| listed.model)
+            .ok_or(NoModel::Nothing)
     }
 
     /// The model that a request means. Names are compared without regard to case.
@@ -150,7 +154,12 @@ impl Library {
             });
         }
         for entry in self.collection.catalogue.entries() {
-            let is_default = |model: &Model| model.entry.as_ref().is_some_and(|own| own.name == entry.name);
+            let is_default = |model: &Model| {
+                model
+                    .entry
+                    .as_ref()
+                    .is_some_and(|own| own.name == entry.name)
+            };
             if self.default.as_ref().is_some_and(is_default) {
                 continue;
             }

@@ -8,6 +8,8 @@ pub mod digest;
 pub mod download;
 pub mod gguf;
 pub mod memory;
+pub mod nasty;
+pub mod parity;
 pub mod reference;
 pub mod store;
 

@@ -65,7 +65,11 @@ fn ai(app: &App, current: Option<&Seen>, in_flight: u32) -> Value {
         _ => None,
     });
     let (name, details) = loaded.unzip();
-    let loading = app.pool().seen().into_iter().find_map(|seen| loading(&seen));
+    let loading = app
+        .pool()
+        .seen()
+        .into_iter()
+        .find_map(|seen| loading(&seen));
     let since = app.busy_since().filter(|_| in_flight > 0);
     let listed = app.library().list().unwrap_or_default();
     json!({

@@ -11,7 +11,8 @@ mod manifest;
 mod root;
 mod write;
 
-use super::reference::{GGUF, ModelName};
+use super::catalogue::Catalogue;
+use super::reference::{GGUF, ModelName, NameError};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -146,6 +147,14 @@ pub struct Partial {
     pub running: bool,
 }
 
+impl Partial {
+    /// Per cent of the bytes that are there, if it is known how many there will be.
+    pub fn percent(&self) -> Option<u64> {
+        let expected = self.expected.filter(|expected| *expected > 0)?;
+        Some(self.bytes.saturating_mul(100) / expected)
+    }
+}
+
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -205,6 +214,33 @@ impl Store {
     /// The model of this name, if it is on disk.
     pub fn find(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
         self.look(name)
+    }
+
+    /// The name under which a model is on disk, or would be. What is there under exactly this name comes first, then what the
+    /// catalogue calls so, then what differs in case only.
+    pub fn name_of(&self, text: &str, catalogue: &Catalogue) -> Result<ModelName, NameError> {
+        let own = ModelName::parse(text);
+        if let Ok(name) = &own
+            && self.has(name)
+        {
+            return own;
+        }
+        if let Some(entry) = catalogue.find(text) {
+            return Ok(entry.model_name());
+        }
+        let wanted = text.strip_suffix(GGUF).unwrap_or(text).to_lowercase();
+        let alike = self.list().unwrap_or_default().into_iter();
+        let mut alike = alike.filter(|model| model.name.to_string().to_lowercase() == wanted);
+        match (alike.next(), alike.next()) {
+            (Some(only), None) => Ok(only.name),
+            _ => own,
+        }
+    }
+
+    /// Whether a model, or a part of it, is on disk.
+    pub fn has(&self, name: &ModelName) -> bool {
+        let path = self.place(name);
+        path.symlink_metadata().is_ok() || with_end(&path, ".partial").exists()
     }
 
     /// Downloads that are not complete, by name.

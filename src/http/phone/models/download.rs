@@ -40,7 +40,10 @@ pub(super) fn answer(model: &str, url: &str, started: &Start) -> Response {
             "download_started",
             format!("{model} is being fetched; GET /ai/models/loading-status tells how far it is"),
         ),
-        Start::AlreadyRunning => ("download_started", format!("{model} is being fetched already")),
+        Start::AlreadyRunning => (
+            "download_started",
+            format!("{model} is being fetched already"),
+        ),
         Start::AlreadyAvailable(_) => ("already_available", format!("{model} is on disk")),
     };
     let body = json!({
@@ -69,15 +72,18 @@ fn allowed(app: &App, name: &str) -> Result<ModelRef, ApiError> {
 }
 
 pub(super) fn forbidden() -> ApiError {
-    ApiError::new(Code::Forbidden, "this server lets nobody install models of their own")
-        .details("start it with --allow-install, or use `pocket-llm pull` on the server")
+    ApiError::new(
+        Code::Forbidden,
+        "this server lets nobody install models of their own",
+    )
+    .details("start it with --allow-install, or use `pocket-llm pull` on the server")
 }
 
 pub(super) fn downloads(app: &App) -> Result<Downloads, ApiError> {
     store(app)?;
-    app.downloads().cloned().ok_or_else(|| {
-        ApiError::new(Code::NotImplemented, "this server downloads no models")
-    })
+    app.downloads()
+        .cloned()
+        .ok_or_else(|| ApiError::new(Code::NotImplemented, "this server downloads no models"))
 }
 
 pub(super) fn refused(refused: Refused) -> ApiError {

@@ -2,8 +2,8 @@
 
 use super::super::super::app::App;
 use super::super::super::json;
-use super::super::status::loading;
 use super::super::epoch_ms;
+use super::super::status::loading;
 use crate::models::download::DownloadStatus;
 use crate::pool::Seen;
 use axum::body::Body;
@@ -21,7 +21,9 @@ use tokio::time::{Instant, sleep};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 pub(in crate::http) async fn status(State(app): State<App>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("text/event-stream")) {
         return events(app);
     }
@@ -33,7 +35,9 @@ fn now(app: &App) -> Value {
     let seen = app.pool().seen();
     let downloads = app.downloads().map(|downloads| downloads.snapshot());
     let downloads: Vec<Value> = downloads.iter().flatten().map(download).collect();
-    let loads = seen.iter().find_map(|seen| loading(seen).map(|loading| (seen, loading)));
+    let loads = seen
+        .iter()
+        .find_map(|seen| loading(seen).map(|loading| (seen, loading)));
     let mut body = match loads {
         Some((seen, loading)) => load(seen, loading.progress, loading.since),
         None => json!({"isLoading": false, "message": "no model is being loaded"}),
@@ -55,7 +59,9 @@ fn load(seen: &Seen, progress: f32, since: Option<SystemTime>) -> Value {
 
 fn download(status: &DownloadStatus) -> Value {
     #[expect(clippy::cast_precision_loss, reason = "shown as a percentage")]
-    let done = status.total.map(|total| status.received as f64 / total.max(1) as f64);
+    let done = status
+        .total
+        .map(|total| status.received as f64 / total.max(1) as f64);
     json!({
         "modelName": status.name.to_string(),
         "phase": status.phase.name(),
@@ -65,8 +71,8 @@ fn download(status: &DownloadStatus) -> Value {
         "bytesPerSecond": status.bytes_per_second,
         "attempt": status.attempt,
         "error": status.error,
-        "startTime": status.started_at.0.saturating_mul(1000),
-        "endTime": status.ended_at.map(|ended| ended.0.saturating_mul(1000)),
+        "startTime": status.started_at.0,
+        "endTime": status.ended_at.map(|ended| ended.0),
     })
 }
 
@@ -98,9 +104,15 @@ fn events(app: App) -> Response {
         }
     });
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        ),
         // Proxies that buffer would turn a stream into one late answer.
-        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        (
+            header::HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
     ];
     (headers, Body::from_stream(events)).into_response()
 }

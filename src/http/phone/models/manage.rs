@@ -34,8 +34,10 @@ pub(in crate::http) async fn remove(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     if !app.settings().allow_delete {
-        return Err(ApiError::new(Code::Forbidden, "this server lets nobody delete models")
-            .details("start it with --allow-delete, or use `pocket-llm rm` on the server"));
+        return Err(
+            ApiError::new(Code::Forbidden, "this server lets nobody delete models")
+                .details("start it with --allow-delete, or use `pocket-llm rm` on the server"),
+        );
     }
     let name = checked(&app, &name)?;
     let store = store(&app)?.clone();

@@ -32,10 +32,10 @@ pub(in crate::http) async fn list(State(app): State<App>) -> Result<Response, Ap
 }
 
 fn entry(listed: &Listed, seen: &[Seen]) -> Value {
-    let here = listed.model.as_ref().and_then(|model| {
-        seen.iter()
-            .find(|seen| seen.facts.model.path == model.path)
-    });
+    let here = listed
+        .model
+        .as_ref()
+        .and_then(|model| seen.iter().find(|seen| seen.facts.model.path == model.path));
     let facts = here.map(|seen| &seen.facts);
     let known = listed.entry.as_deref();
     let notice = match (facts, known) {
@@ -81,7 +81,9 @@ fn described(listed: &Listed, here: Option<&Seen>) -> String {
         "{}, {} parameters, {}",
         info.architecture,
         count(info.parameters),
-        info.quantisation.as_deref().unwrap_or("unknown quantisation"),
+        info.quantisation
+            .as_deref()
+            .unwrap_or("unknown quantisation"),
     )
 }
 
@@ -110,8 +112,11 @@ fn size(bytes: u64) -> String {
 /// The store, or why there is none.
 fn store(app: &App) -> Result<&Store, ApiError> {
     app.library().collection().store.as_ref().ok_or_else(|| {
-        ApiError::new(Code::StoragePermissionDenied, "this server has no model directory")
-            .details("start it with --models DIR")
+        ApiError::new(
+            Code::StoragePermissionDenied,
+            "this server has no model directory",
+        )
+        .details("start it with --models DIR")
     })
 }
 

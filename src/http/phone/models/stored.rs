@@ -6,7 +6,7 @@ use super::super::super::json;
 use super::{checked, is_known, not_found, size, store};
 use crate::device::memory;
 use crate::engine::EngineState;
-use crate::models::store::{Moment, State as Condition, Stored};
+use crate::models::store::{State as Condition, Stored};
 use crate::pool::Seen;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -55,7 +55,10 @@ pub(in crate::http) async fn one(
 ) -> Result<Response, ApiError> {
     let name = checked(&app, &name)?;
     match store(&app)?.find(&name)? {
-        Some(stored) => Ok(json::pretty(StatusCode::OK, &persistence(&stored, &app.pool().seen()))),
+        Some(stored) => Ok(json::pretty(
+            StatusCode::OK,
+            &persistence(&stored, &app.pool().seen()),
+        )),
         None if is_known(&app, &name)? => Err(ApiError::new(
             Code::ModelNotDownloaded,
             format!("model {name} is not downloaded"),
@@ -75,7 +78,9 @@ pub(in crate::http) async fn diagnostics(State(app): State<App>) -> Result<Respo
     for stored in &stored {
         if let Condition::SizeDiffers { expected } = stored.state {
             let (name, bytes) = (&stored.name, stored.bytes);
-            problems.push(format!("{name} has {bytes} bytes instead of {expected}: download it again"));
+            problems.push(format!(
+                "{name} has {bytes} bytes instead of {expected}: download it again"
+            ));
         }
         problems.extend(stored.problem.clone());
     }
@@ -112,7 +117,9 @@ fn is_ready(seen: &Seen) -> bool {
 
 fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
     let manifest = stored.manifest.as_ref();
-    let fetched = manifest.and_then(|manifest| manifest.fetched_at).or(stored.modified);
+    let fetched = manifest
+        .and_then(|manifest| manifest.fetched_at)
+        .or(stored.modified);
     let used = manifest.and_then(|manifest| manifest.last_used);
     let loaded = seen
         .iter()
@@ -122,8 +129,8 @@ fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
         "downloadPath": stored.path,
         "fileSize": stored.bytes,
         "formattedSize": size(stored.bytes),
-        "downloadTimestamp": fetched.map(millis),
-        "lastAccessedTimestamp": used.map(millis),
+        "downloadTimestamp": fetched.map(|fetched| fetched.0),
+        "lastAccessedTimestamp": used.map(|used| used.0),
         "isLoaded": loaded,
         "downloadStatus": match stored.state {
             Condition::Complete => "complete",
@@ -132,9 +139,4 @@ fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
         "ageInDays": fetched.map(|fetched| fetched.age().as_secs() / DAY.as_secs()),
         "sha256": manifest.and_then(|manifest| manifest.sha256.map(|digest| digest.to_string())),
     })
-}
-
-/// Milliseconds since the epoch, as the phone API writes points in time.
-fn millis(moment: Moment) -> u64 {
-    moment.0.saturating_mul(1000)
 }

@@ -27,7 +27,9 @@ pub(in crate::http) async fn install(
     ModelName::parse(&file).map_err(|error| invalid(error.to_string()))?;
     let catalogue = &app.library().collection().catalogue;
     if model.hub().is_some() || catalogue.find(&name).is_some() {
-        return Err(invalid(format!("{name} is the name of a known model: choose another one")));
+        return Err(invalid(format!(
+            "{name} is the name of a known model: choose another one"
+        )));
     }
     let url = parse_url(&url).map_err(|error| {
         ApiError::new(Code::InvalidRequest, error.to_string()).required(vec!["url"])
@@ -35,6 +37,15 @@ pub(in crate::http) async fn install(
     let downloads = downloads(&app)?;
     let shown = url.to_string();
     let wanted = model.clone();
-    let started = blocking(move || downloads.start(crate::models::ModelRef::Path(format!("{wanted}{url}").into()))).await?;
-    Ok(answer(&model.to_string(), &shown, &started.map_err(refused)?))
+    let started = blocking(move || {
+        downloads.start(crate::models::ModelRef::Path(
+            format!("{wanted}{url}").into(),
+        ))
+    })
+    .await?;
+    Ok(answer(
+        &model.to_string(),
+        &shown,
+        &started.map_err(refused)?,
+    ))
 }

@@ -115,7 +115,10 @@ pub(in crate::http) async fn test(
         let [name, prompt] = super::models::texts(&app, &headers, body, fields).await?;
         let lease = app.lease(Some(&name)).await?;
         let asked = request::TextRequest::test(prompt, TEST_TOKENS);
-        Ok((asked.into_engine(&lease.facts().sampling, tracker.client()), lease))
+        Ok((
+            asked.into_engine(&lease.facts().sampling, tracker.client()),
+            lease,
+        ))
     };
     let (request, lease) = tried.await.inspect_err(|error| tracker.failed(error))?;
     let frame = Frame::new(&lease, &request);
