@@ -6,6 +6,7 @@
 mod support;
 
 mod limits;
+mod models;
 mod router;
 mod state;
 mod stream;

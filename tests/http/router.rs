@@ -20,7 +20,13 @@ async fn help_and_router_agree() {
     assert!(existing.len() >= 10, "{existing:?}");
     for (method, path) in &existing {
         let response = ask(server.address, method, path, &[], br#"{"text":"hi"}"#).await;
-        assert_eq!(response.status, 200, "{method} {path}");
+        // What needs other fields, a flag or a model that is there says so; nothing is unknown.
+        let refused = ["INVALID_REQUEST", "FORBIDDEN", "MODEL_NOT_FOUND"];
+        assert!(
+            response.status == 200 || refused.contains(&response.code().as_str()),
+            "{method} {path}: {}",
+            response.text()
+        );
     }
     let absent = listed("not_implemented");
     for (method, path) in &absent {

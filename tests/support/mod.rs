@@ -8,6 +8,7 @@ use gguf_file::GgufFile;
 use pocket_llm::engine::{EngineHandle, EngineOptions};
 use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
+use pocket_llm::models::download::{Downloads, Hub, Puller, Settings};
 use pocket_llm::models::memory::{Asked, Kernels};
 use pocket_llm::models::{Catalogue, Collection, Library, Model, Store};
 use pocket_llm::pool::{Lease, Pool, PoolSettings};
@@ -30,6 +31,28 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The name of the served model.
 pub(crate) const MODEL: &str = "tiny";
 
+/// A model that the tests' own hub has.
+const FETCHABLE: &str = r#"
+name = "fetchable"
+aliases = ["FETCHABLE_1B"]
+display_name = "Fetchable"
+description = "A model of the tests' own hub"
+parameters = "1B"
+login = false
+licence = "Apache-2.0"
+context = 2048
+capabilities = ["text"]
+
+[source]
+repo = "owner/repo"
+file = "fetchable.gguf"
+
+[sampling]
+temperature = 0.25
+top_k = 5
+top_p = 0.5
+"#;
+
 /// A running server.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -50,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) places: u32,
     pub(crate) load: LoadScript,
     pub(crate) restart_pause: Duration,
+    /// Where models can be fetched from; the catalogue then has a model `fetchable` too.
+    pub(crate) hub: Option<String>,
 }
 
 impl Server {
@@ -64,6 +89,7 @@ impl Server {
             places: 8,
             load: LoadScript::AtOnce,
             restart_pause: Duration::from_millis(10),
+            hub: None,
         };
         change(&mut options);
         let worker = ScriptedWorker::new(options.load);
@@ -97,16 +123,29 @@ impl Server {
         if matches!(options.load, LoadScript::AtOnce) {
             within(engine.loaded()).await;
         }
+        let store = Store::open(&folder.path().join("models")).unwrap();
+        let further = folder.path().join("catalogue");
+        std::fs::create_dir(&further).unwrap();
+        if options.hub.is_some() {
+            std::fs::write(further.join("fetchable.toml"), FETCHABLE).unwrap();
+        }
         let collection = Collection {
-            catalogue: Arc::new(Catalogue::builtin().clone()),
-            store: Some(Store::open(&folder.path().join("models")).unwrap()),
+            catalogue: Arc::new(Catalogue::load(Some(&further)).unwrap()),
+            store: Some(store.clone()),
         };
+        let downloads = options.hub.map(|hub| {
+            Downloads::new(Puller {
+                store,
+                hub: Hub::new(&hub, None).unwrap(),
+                settings: Settings::default(),
+            })
+        });
         let aliases = vec!["GEMMA_3_1B_IT".into(), "gemma-3n-e2b-it".into()];
         let lifecycle = Lifecycle::default();
         let app = App::new(Parts {
             pool,
             library: Library::new(collection, Some(model), aliases),
-            downloads: None,
+            downloads,
             metrics: Arc::new(Metrics::new()),
             settings: options.settings,
             lifecycle: lifecycle.clone(),
