@@ -36,8 +36,11 @@ build: setup ## Build the server
 	cargo build --release
 
 .PHONY: run
-run: build ## Build, fetch MODEL (a file or a name), serve it on 127.0.0.1:8005; more flags in ARGS
-	@model=$$($(GET) --path '$(MODEL)'); \
+run: build ## Build, fetch MODEL (a name, hf:owner/repo/file.gguf, or a file), serve it on 127.0.0.1:8005; more flags in ARGS
+	@case '$(MODEL)' in \
+	  '$(SMALL_MODEL)') model=$$($(GET) --path '$(MODEL)') ;; \
+	  *) model='$(MODEL)'; [ -e "$$model" ] || $(BINARY) pull "$$model" ;; \
+	esac; \
 	printf '\nWhen it listens, try (at the address that it prints):\n\n  %s\n\n' \
 	  "curl -s http://127.0.0.1:$${POCKET_LLM_PORT:-8005}/ai/text -d '{\"text\":\"What is the capital of Japan?\"}'"; \
 	exec $(BINARY) serve "$$model" $(ALIASES) $(ARGS)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measures the server against llama.cpp's own programs, in one run: `make bench`. Prints a Markdown table.
 
-    compare.py --server target/release/pocket-llm --peer DIR --model FILE [--only decode,kill] [--repetitions 5]
+    compare.py --server target/release/pocket-llm --peer DIR --model FILE [--second FILE] [--only decode,kill] [--repetitions 5]
 
 decode   one stream: tokens/s against llama-bench at the same depth
 streams  eight streams at once: all tokens/s against llama-server, same prompts; llama-batched-bench beside it
 overhead what our worker spends per token outside of llama.cpp
 idle     processor time and memory of a server that has nothing to do
 start    from exec to the first token of a cached model
+loading  a second model is loaded while the first one streams: how much longer does a token take at most
 kill     the worker is killed amid eight streams: when does every client know, and does the next request work
 
 Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
@@ -40,6 +41,7 @@ from servers import Server
 MIB = 1 << 20
 N_STREAMS = 8
 MAX_TOKENS = 128
+LOADING_TOKENS = 700
 CONTEXT_PER_STREAM = 1024
 IDLE_SECONDS = 20
 RESTART_SECONDS = 30
@@ -68,6 +70,7 @@ class Bench:
     repetitions: int
     serve_flags: list[str]
     folder: Path
+    second: Path
     n_prompts: int = 0
     n_repetitions_run: int = 0
     n_began_busy: int = 0
@@ -138,7 +141,7 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="pocket-llm-bench-") as folder:
         bench = Bench(arguments.server, arguments.peer, arguments.model, arguments.threads, arguments.repetitions,
-                      arguments.serve_flags.split(), Path(folder))
+                      arguments.serve_flags.split(), Path(folder), arguments.second or arguments.model)
         rows = []
         for name in arguments.only:
             print(f"measuring: {name}", file=sys.stderr)
@@ -159,6 +162,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--server", type=Path, default=Path("target/release/pocket-llm"))
     parser.add_argument("--peer", type=Path, required=True, metavar="DIR", help="with llama-server and llama-bench")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--second", type=Path, help="the model that is loaded beside --model, else the same file")
     parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PART,PART")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -304,6 +308,55 @@ def first_token(server: Server, call: load.Call) -> float:
         time.sleep(0.002)
 
 
+def loading(bench: Bench) -> list[Row]:
+    growth, load_seconds = [], []
+    store = bench.folder / "models"
+    store.mkdir(exist_ok=True)
+    (store / "second.gguf").symlink_to(bench.second.resolve())
+    bench.second.read_bytes()  # into the page cache
+    bench.serve_flags += ["--models", str(store), "--ctx-size", str(N_STREAMS * CONTEXT_PER_STREAM)]
+    for _ in bench.quiet_repetitions():
+        with bench.ours_ready() as server:
+            alone = gaps(one_stream(server, load.phone_call(bench.prompt(), LOADING_TOKENS)))
+            stream, seconds = asyncio.run(load_amid_stream(server, bench.prompt()))
+            growth.append((max(gaps(require(stream))) - max(alone)) / statistics.median(alone))
+            load_seconds.append(seconds)
+    size = f"{bench.second.stat().st_size / MIB:.0f} MiB"
+    return [limit_row("a second model is loaded: growth of a stream's slowest inter-token gap, in its median gaps", growth, 3),
+            limit_row(f"– seconds that the load took ({size})", load_seconds, None)]
+
+
+def gaps(stream: Stream) -> list[float]:
+    return [after - before for before, after in zip(stream.token_times, stream.token_times[1:])]
+
+
+async def load_amid_stream(server: Server, prompt: str) -> tuple[Stream, float]:
+    """A stream, and amid it a client that asks for the second model and leaves: that model is loaded, and computes nothing."""
+    stream = Stream(started=now())
+    watching = asyncio.create_task(
+        load.watch(server.port(), load.phone_call(prompt, LOADING_TOKENS), stream, timeout=120))
+    while sum(data.count(b'"token"') for _, data in stream.arrivals) < LOADING_TOKENS // 8:
+        if watching.done():
+            raise RuntimeError("the stream ended before a model could be loaded beside it")
+        await asyncio.sleep(0.005)
+    began = now()
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port())
+    writer.write(load.phone_call("hi", 1, "second").bytes(server.port()))
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    seconds = None
+    while seconds is None and not watching.done():
+        status = json.loads(await asyncio.to_thread(server.get, "/status"))
+        if any(model["name"] == "second" and model["state"] == "ready" for model in status["models"]):
+            seconds = now() - began
+        await asyncio.sleep(0.1)
+    await watching
+    if seconds is None:
+        raise RuntimeError("the stream ended before the second model was loaded")
+    return stream, seconds
+
+
 def kill(bench: Bench) -> list[Row]:
     known, again, n_errors = [], [], 0
     for _ in bench.quiet_repetitions():
@@ -345,7 +398,7 @@ def first_token_after(server: Server, call: load.Call) -> float:
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "kill": kill}
+    "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "loading": loading, "kill": kill}
 
 
 def one_stream(server: Server, call: load.Call) -> Stream:

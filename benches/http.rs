@@ -1,14 +1,17 @@
 //! A token's whole way out: loop, frames, routing, JSON, SSE and the socket, over a decoder that takes no time. Elements are
 //! tokens; each stream is read by a client on loopback.
 
+#[path = "../tests/support/gguf_file.rs"]
+mod gguf_file;
 #[path = "../tests/support/scripted.rs"]
 mod scripted;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pocket_llm::engine::EngineHandle;
-use pocket_llm::http::{self, App, HttpSettings, Lifecycle};
+use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
-use pocket_llm::models::ServedModel;
+use pocket_llm::models::memory::{Asked, Kernels};
+use pocket_llm::models::{Catalogue, Collection, Library, Model};
+use pocket_llm::pool::{Pool, PoolSettings};
 use scripted::{Script, options};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,18 +36,41 @@ fn sse(criterion: &mut Criterion) {
 }
 
 async fn serve(parallel: u32) -> SocketAddr {
-    let engine =
-        EngineHandle::start(options(&Arc::new(Script::silent()), parallel, 0)).expect("an engine");
-    engine.loaded().await;
-    let model = ServedModel::new("scripted".into(), Vec::new(), "scripted.gguf".into());
-    let metrics = Arc::new(Metrics::new());
-    let app = App::new(
-        engine,
-        model,
-        metrics,
-        HttpSettings::default(),
-        Lifecycle::default(),
-    );
+    let folder = tempfile::tempdir().expect("a folder").keep();
+    let path = folder.join("scripted.gguf");
+    gguf_file::write_model(&path, "Scripted");
+    let name = "scripted".into();
+    let model = Model {
+        name,
+        path,
+        entry: None,
+    };
+    let pool = Pool::new(PoolSettings {
+        engine: options(&Arc::new(Script::silent()), parallel, 0),
+        asked: Asked {
+            ctx_size: Some(1024 * parallel),
+            parallel: Some(parallel),
+            ..Asked::default()
+        },
+        kernels: Kernels::default(),
+        memory: None,
+        most_loaded: 1,
+        keep_alive: None,
+    });
+    let lease = pool.lease(&model, true).await.expect("a model");
+    lease.engine().loaded().await;
+    let collection = Collection {
+        catalogue: Arc::new(Catalogue::builtin().clone()),
+        store: None,
+    };
+    let app = App::new(Parts {
+        pool,
+        library: Library::new(collection, Some(model), Vec::new()),
+        downloads: None,
+        metrics: Arc::new(Metrics::new()),
+        settings: HttpSettings::default(),
+        lifecycle: Lifecycle::default(),
+    });
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let settings = app.settings().clone();

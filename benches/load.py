@@ -37,10 +37,10 @@ class Call:
         return head.encode() + body
 
 
-def phone_call(prompt: str, max_tokens: int) -> Call:
+def phone_call(prompt: str, max_tokens: int, model: str | None = None) -> Call:
     """Our /ai/text, as NDJSON."""
     return Call("/ai/text", {"text": prompt, "maxTokens": max_tokens, "temperature": 0, "ignoreEos": True,
-                             "stream": True}, "application/x-ndjson")
+                             "stream": True, "model": model}, "application/x-ndjson")
 
 
 def openai_call(prompt: str, max_tokens: int) -> Call:

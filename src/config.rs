@@ -59,12 +59,7 @@ pub struct EngineArgs {
 
     /// Rows of one step at most. The compute buffer grows with it (rows × vocabulary × 4 bytes: 131 MiB at 128 for Gemma 3)
     /// [default: 128, or fewer where memory is short]
-    #[arg(
-        long,
-        short = 'b',
-        env = "POCKET_LLM_BATCH_SIZE",
-        value_name = "ROWS"
-    )]
+    #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", value_name = "ROWS")]
     pub batch_size: Option<u32>,
 
     /// Don't keep a second copy of the weights in the layout that the processor likes best: saves up to the size of the
@@ -118,7 +113,12 @@ pub struct ServeArgs {
     pub store: StoreArgs,
 
     /// Models in memory at once. One more makes the one go that was not used for longest
-    #[arg(long, env = "POCKET_LLM_MODELS_MAX", default_value_t = 4, value_name = "N")]
+    #[arg(
+        long,
+        env = "POCKET_LLM_MODELS_MAX",
+        default_value_t = 4,
+        value_name = "N"
+    )]
     pub models_max: u32,
 
     /// A model that nobody asked for this long is unloaded, the default one too; the next request brings it back. -1: it

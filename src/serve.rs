@@ -132,7 +132,11 @@ fn app(
         })),
         None => None,
     };
-    let name = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
+    let name = |variable| {
+        std::env::var(variable)
+            .ok()
+            .filter(|name: &String| !name.is_empty())
+    };
     let settings = HttpSettings {
         body_limit: config.body_limit,
         max_connections: config.max_connections,

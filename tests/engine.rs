@@ -507,3 +507,49 @@ async fn shutting_down_ends_everything() {
         Err(EngineError::ShuttingDown)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_wait_with_their_rights_for_the_word_to_start() {
+    let script = script();
+    let options = options(&script, 2, 2);
+    let config = options.config.clone();
+    let (word, permit) = tokio::sync::oneshot::channel();
+    let engine = EngineHandle::start_when(options, permit).unwrap();
+    let waiting = engine.submit(request("say:yes|")).unwrap();
+    let gone = engine.submit(request("say:gone|")).unwrap();
+    let mut late = request("say:late|");
+    late.deadline_ms = Some(1);
+    let late = read(engine.submit(late).unwrap()).await;
+    assert_eq!(
+        late.events,
+        [Event::Failed(EngineError::DeadlineExceeded)],
+        "deadlines count while there is no room"
+    );
+    assert!(matches!(
+        engine.state(),
+        EngineState::Loading { first: true, .. }
+    ));
+    drop(gone);
+    until("the place is free", || engine.in_flight() == 1).await;
+    assert!(script.steps().is_empty());
+    word.send(Ok(config)).unwrap();
+    assert_eq!(read(waiting).await.text, "yes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_may_not_start_says_why_to_everyone() {
+    let (word, permit) = tokio::sync::oneshot::channel();
+    let engine = EngineHandle::start_when(options(&script(), 1, 1), permit).unwrap();
+    let waiting = engine.submit(request("say:yes|")).unwrap();
+    let refusal = EngineError::Unloadable("it is too large".into());
+    word.send(Err(refusal.clone())).unwrap();
+    assert_eq!(read(waiting).await.events, [Event::Failed(refusal)]);
+    let state = engine.loaded().await;
+    assert!(
+        matches!(&state, EngineState::Failed { reason } if reason == "it is too large"),
+        "{state:?}"
+    );
+    let late = engine.submit(request("say:yes|")).err();
+    assert_eq!(late, Some(EngineError::NotReady("it is too large".into())));
+    engine.shutdown().await;
+}

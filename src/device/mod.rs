@@ -1,5 +1,7 @@
 //! What the machine gives a program: which cores, and how many of them are worth computing on.
 
+pub mod memory;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -158,10 +158,7 @@ impl EngineHandle {
             events: sender,
             at: Instant::now(),
         };
-        shared
-            .commands
-            .try_send(command)
-            .map_err(|_| self.over())?;
+        shared.commands.try_send(command).map_err(|_| self.over())?;
         let commands = shared.commands.clone();
         Ok(Generation {
             id,

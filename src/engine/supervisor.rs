@@ -7,9 +7,7 @@
 use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, write_frames};
 use super::launch::Spawner;
 use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use super::{
-    EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig,
-};
+use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -150,15 +148,16 @@ impl Supervisor {
 
     /// Ends without ever having had a worker. Requests that are on their way still get the reason.
     fn refused(&mut self, error: &EngineError) {
+        // First the reason: whoever finds the door closed looks for it.
+        self.state.send_replace(EngineState::Failed {
+            reason: error.to_string(),
+        });
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             // Without a worker only routes change.
             let _ = self.on_command(None, Some(command));
         }
         self.fail_all(error);
-        self.state.send_replace(EngineState::Failed {
-            reason: error.to_string(),
-        });
     }
 
     /// Starts a worker and serves until it is gone.

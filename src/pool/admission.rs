@@ -73,7 +73,11 @@ async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineE
         inner.remove(victim).await;
     }
     // What it takes may have changed while others went.
-    let plan = if victims.is_empty() { plan } else { choose(inner, slot)?.0 };
+    let plan = if victims.is_empty() {
+        plan
+    } else {
+        choose(inner, slot)?.0
+    };
     slot.takes(plan.needs.total());
     tracing::info!(
         model = slot.facts.model.name,
@@ -106,7 +110,14 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
         plan(header, &settings.asked, settings.kernels, available)
             .map_err(|error| EngineError::Unloadable(format!("{}: {error}", slot.facts.model.name)))
     };
-    let room = |plan: &Plan| make_room(&seats, plan.needs.total(), total.unwrap_or(u64::MAX), settings.most_loaded);
+    let room = |plan: &Plan| {
+        make_room(
+            &seats,
+            plan.needs.total(),
+            total.unwrap_or(u64::MAX),
+            settings.most_loaded,
+        )
+    };
     let mut plan = planned(None)?;
     let victims = match room(&plan) {
         Some(victims) => victims,
@@ -155,7 +166,10 @@ pub(super) async fn unload_idle(inner: Weak<Inner>, keep_alive: Duration) {
         let mut next = None;
         let idle: Vec<Arc<Slot>> = {
             let slots = pool.slots();
-            let unused = slots.list.iter().filter(|slot| slot.uses() == 0 && slot.bytes() > 0 && !slot.is_leaving());
+            let unused = slots
+                .list
+                .iter()
+                .filter(|slot| slot.uses() == 0 && slot.bytes() > 0 && !slot.is_leaving());
             let due = |slot: &&Arc<Slot>| {
                 let at = slot.last_used() + keep_alive;
                 if at > now {
@@ -171,7 +185,10 @@ pub(super) async fn unload_idle(inner: Weak<Inner>, keep_alive: Duration) {
             due
         };
         for slot in idle {
-            tracing::info!(model = slot.facts.model.name, "unloading: nobody asked for it");
+            tracing::info!(
+                model = slot.facts.model.name,
+                "unloading: nobody asked for it"
+            );
             pool.remove(&slot).await;
         }
         drop(pool);

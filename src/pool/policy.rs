@@ -15,7 +15,12 @@ pub(super) struct Seat {
 /// of `most` seats, so that all together hold no more than `total` bytes. `None`: it does not fit even when it is alone.
 ///
 /// Idle models go before busy ones, and the least recently used first. Nobody goes whose place is not needed.
-pub(super) fn make_room(seats: &[Seat], needed: u64, total: u64, most: usize) -> Option<Vec<usize>> {
+pub(super) fn make_room(
+    seats: &[Seat],
+    needed: u64,
+    total: u64,
+    most: usize,
+) -> Option<Vec<usize>> {
     if needed > total || most == 0 {
         return None;
     }
@@ -65,7 +70,11 @@ mod tests {
             (1, 1000, 1, Some(vec![1, 0, 2])),
             (1, 1000, 0, None),
         ] {
-            assert_eq!(make_room(&seats, needed, total, most), gone, "{needed} of {total}, {most} seats");
+            assert_eq!(
+                make_room(&seats, needed, total, most),
+                gone,
+                "{needed} of {total}, {most} seats"
+            );
         }
     }
 

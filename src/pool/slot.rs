@@ -45,7 +45,10 @@ impl Slot {
     }
 
     pub(super) fn last_used(&self) -> Instant {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -86,7 +89,10 @@ impl Slot {
     }
 
     fn ends(&self) {
-        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self
+            .last_used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.uses.send_modify(|uses| *uses = uses.saturating_sub(1));
     }
 }

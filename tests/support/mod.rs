@@ -4,7 +4,7 @@ pub(crate) mod client;
 pub(crate) mod gguf_file;
 pub(crate) mod scripted_worker;
 
-use gguf_file::GgufFile;
+pub(crate) use gguf_file::write_model;
 use pocket_llm::engine::{EngineHandle, EngineOptions};
 use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
@@ -16,7 +16,6 @@ use scripted_worker::{LoadScript, ScriptedWorker};
 use serde_json::json;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -194,24 +193,6 @@ impl Server {
         .await;
         assert_eq!(self.metric(name).await, value, "{name}");
     }
-}
-
-/// Writes a model file that has everything but a language.
-pub(crate) fn write_model(path: &Path, name: &str) {
-    let file = GgufFile::new("gemma3")
-        .text("general.name", name)
-        .text("general.license", "gemma")
-        .u32("general.file_type", 2)
-        .u32("gemma3.block_count", 1)
-        .u32("gemma3.context_length", 32_768)
-        .u32("gemma3.embedding_length", 32)
-        .u32("gemma3.feed_forward_length", 32)
-        .u32("gemma3.attention.head_count", 1)
-        .u32("gemma3.attention.head_count_kv", 1)
-        .texts("tokenizer.ggml.tokens", &["a", "b", "c", "d"])
-        .tensor("token_embd.weight", &[32, 4], (0, 1, 4))
-        .tensor("output_norm.weight", &[32], (0, 1, 4));
-    std::fs::write(path, file.whole()).unwrap();
 }
 
 /// The result, which must come in time.
