@@ -17,6 +17,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+/// A part of a download that has not grown for so long is of no use.
+const STALE: Duration = Duration::from_hours(7 * 24);
 /// Beside the time that the listener gives connections to close.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
@@ -27,6 +29,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     let default = config.model.as_deref();
     let default = default.map(|name| collection.find(name)).transpose()?;
     let listeners = bind(&config).await?;
+    clean_up(&collection);
     let lifecycle = Lifecycle::default();
     let pool = Pool::new(config.pool.clone());
     let app = app(&config, collection, default.clone(), pool, &lifecycle)?;
@@ -81,6 +84,22 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what broken-off downloads left long ago, beside everything else.
+fn clean_up(collection: &Collection) {
+    let Some(store) = collection.store.clone() else {
+        return;
+    };
+    tokio::task::spawn_blocking(move || match store.clean(STALE) {
+        Ok(cleaned) if cleaned.files.is_empty() => {}
+        Ok(cleaned) => tracing::info!(
+            files = cleaned.files.len(),
+            bytes = cleaned.bytes,
+            "removed what downloads left long ago"
+        ),
+        Err(error) => tracing::debug!(%error, "the model directory is not cleaned"),
+    });
 }
 
 /// Loads the default model, if one was named.

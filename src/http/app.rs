@@ -9,9 +9,14 @@ use crate::models::Library;
 use crate::models::download::Downloads;
 use crate::pool::{Lease, Pool, Seen};
 use axum::http::HeaderValue;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
+
+/// Between two notes of a model's use.
+const NOTE_EVERY: Duration = Duration::from_mins(10);
 
 /// The door's limits and names. Every field is a number that somebody may have to change.
 #[derive(Clone, Debug)]
@@ -106,6 +111,8 @@ struct Inner {
     started: Instant,
     /// Locked for an addition only.
     busy: Mutex<Busy>,
+    /// When the use of a model was last written down. Locked for a look only.
+    noted: Mutex<HashMap<PathBuf, Instant>>,
 }
 
 /// Requests for an answer that are under way.
@@ -130,6 +137,7 @@ impl App {
             served_by,
             started: Instant::now(),
             busy: Mutex::default(),
+            noted: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -183,7 +191,23 @@ impl App {
         let model = self.library().resolve(asked)?;
         let kept = self.library().is_default(&model.path);
         let lease = self.pool().lease(&model, kept).await;
-        lease.map_err(|error| ApiError::from(&error))
+        let lease = lease.map_err(|error| ApiError::from(&error))?;
+        self.note_use(&model.path);
+        Ok(lease)
+    }
+
+    /// Writes down that a model is used, now and then: flash memory wears, and days are all that matters.
+    fn note_use(&self, path: &Path) {
+        let Some(store) = self.library().collection().store.clone() else {
+            return;
+        };
+        let mut noted = lock(&self.inner.noted);
+        let is_due = noted.get(path).is_none_or(|at| at.elapsed() >= NOTE_EVERY);
+        if is_due && path.parent() == Some(store.root()) {
+            noted.insert(path.to_owned(), Instant::now());
+            let path = path.to_owned();
+            tokio::task::spawn_blocking(move || store.touch(&path));
+        }
     }
 
     /// The model that is spoken of where one is: the default one, else the one that was used last.

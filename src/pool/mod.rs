@@ -56,6 +56,8 @@ struct Inner {
     slots: Mutex<Slots>,
     /// Held by the task that makes room: one model at a time, in the order in which they were asked for.
     turn: tokio::sync::Mutex<()>,
+    /// Held while a file's header is read.
+    reading: tokio::sync::Mutex<()>,
     /// Rung when a use of a model ends.
     bell: Arc<Notify>,
     closed: AtomicBool,
@@ -112,6 +114,7 @@ impl Pool {
             settings,
             slots: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
             bell: Arc::new(Notify::new()),
             closed: AtomicBool::new(false),
         });
@@ -124,6 +127,11 @@ impl Pool {
     /// The model for one request. One that is not in memory begins to come in; its engine takes requests meanwhile. `kept`
     /// says that a load that fails is to be tried again by itself, as for the model that the server is for.
     pub async fn lease(&self, model: &Model, kept: bool) -> Result<Lease, EngineError> {
+        if let Some(lease) = self.present(&model.path)? {
+            return Ok(lease);
+        }
+        // A crowd that asks for the same model at once reads its header once.
+        let _reading = self.inner.reading.lock().await;
         if let Some(lease) = self.present(&model.path)? {
             return Ok(lease);
         }

@@ -1,5 +1,7 @@
 //! Writes GGUF files: right ones, and ones that are wrong in a chosen way. Data is zeros, or only announced.
 
+#![allow(dead_code, reason = "each program uses a part of it")]
+
 /// Type numbers of values.
 pub(crate) const U16: u32 = 2;
 pub(crate) const U32: u32 = 4;
