@@ -35,11 +35,15 @@ pub(super) fn run(args: &ListArgs) -> Result<ExitCode> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         other => other.context("standard output can't be written")?,
     }
-    for problem in listed
+    let unused = listed
         .models
         .iter()
-        .filter_map(|model| model.problem.as_ref())
-    {
+        .filter_map(|model| model.problem.clone());
+    let unnameable = store
+        .unnameable()?
+        .into_iter()
+        .map(|error| error.to_string());
+    for problem in unused.chain(unnameable) {
         eprintln!("pocket-llm: {problem}");
     }
     Ok(ExitCode::SUCCESS)

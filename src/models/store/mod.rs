@@ -198,17 +198,22 @@ impl Store {
     /// All models, by name.
     pub fn list(&self) -> Result<Vec<Stored>, StoreError> {
         let mut models = Vec::new();
-        for file in self.files()? {
-            let Some(stem) = file.strip_suffix(GGUF) else {
-                continue;
-            };
-            match ModelName::parse(stem) {
-                Ok(name) => models.extend(self.look(&name)?),
-                Err(error) => tracing::warn!(%error, "a file in the model directory is left out"),
-            }
+        for name in self.names()?.into_iter().flatten() {
+            models.extend(self.look(&name)?);
         }
         models.sort_by_cached_key(|model| model.name.to_string());
         Ok(models)
+    }
+
+    /// Model files that are not found, because their names can't be a model's: renamed they are.
+    pub fn unnameable(&self) -> Result<Vec<NameError>, StoreError> {
+        Ok(self.names()?.into_iter().filter_map(Result::err).collect())
+    }
+
+    fn names(&self) -> Result<Vec<Result<ModelName, NameError>>, StoreError> {
+        let files = self.files()?;
+        let stems = files.iter().filter_map(|file| file.strip_suffix(GGUF));
+        Ok(stems.map(ModelName::own).collect())
     }
 
     /// The model of this name, if it is on disk.
@@ -250,7 +255,7 @@ impl Store {
             let Some(stem) = file.strip_suffix(".gguf.partial") else {
                 continue;
             };
-            if ModelName::parse(stem).is_ok()
+            if ModelName::own(stem).is_ok()
                 && let Some(partial) = self.partial(stem)
             {
                 partials.push(partial);
@@ -324,7 +329,7 @@ impl Store {
         let name = path.file_name().map(|name| name.to_string_lossy());
         let valid = name.is_some_and(|name| {
             name.strip_suffix(GGUF)
-                .is_some_and(|stem| ModelName::parse(stem).is_ok())
+                .is_some_and(|stem| ModelName::own(stem).is_ok())
         });
         if valid && path.parent() == Some(&self.root) {
             return Ok(());
@@ -399,11 +404,12 @@ impl Store {
 }
 
 /// All files that belong to a model's, which comes first. The lock is not among them.
-fn beside(path: &Path) -> [PathBuf; 5] {
+fn beside(path: &Path) -> [PathBuf; 6] {
     [
         path.to_owned(),
         with_end(path, ".partial"),
         with_end(path, ".partial.json"),
+        with_end(path, ".partial.json.new"),
         tokenizer_path(path),
         manifest_path(path),
     ]
