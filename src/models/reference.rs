@@ -214,6 +214,8 @@ impl FromStr for ModelName {
 impl fmt::Display for ModelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
+            // It is read back without its end, so one that is part of the name needs another.
+            Kind::Own(name) if name.ends_with(GGUF) => write!(f, "{name}{GGUF}"),
             Kind::Own(name) => f.write_str(name),
             Kind::Hub(hub) => hub.fmt(f),
         }
