@@ -7,7 +7,7 @@
 use super::models::ModelArgs;
 use super::vocabulary::Vocabulary;
 use crate::models::catalogue::Source;
-use crate::models::parity::{self, Parity};
+use crate::models::parity;
 use crate::models::store::{Manifest, Moment, Origin, Stored, tokenizer_path};
 use crate::models::{Catalogue, Digest, ModelRef, Store, verify as digest_of};
 use anyhow::{Context, Result, bail};
@@ -58,7 +58,9 @@ struct Subject<'a> {
 
 /// What a file should be, and who says so.
 struct Expected {
-    who: String,
+    who: &'static str,
+    /// What to do about a file that is something else.
+    remedy: &'static str,
     bytes: Option<u64>,
     sha256: Option<Digest>,
 }
@@ -134,7 +136,8 @@ impl<'a> Subject<'a> {
         let manifest = stored.manifest.as_ref();
         let fetched = manifest.filter(|manifest| manifest.source != Origin::ByHand);
         expected.extend(fetched.map(|manifest| Expected {
-            who: "the manifest".into(),
+            who: "the manifest",
+            remedy: "it is damaged, remove it and fetch it again",
             bytes: Some(manifest.bytes),
             sha256: manifest.sha256,
         }));
@@ -144,7 +147,8 @@ impl<'a> Subject<'a> {
             && fetched.is_none_or(|manifest| is_from(manifest, &entry.source))
         {
             expected.push(Expected {
-                who: "the catalogue".into(),
+                who: "the catalogue",
+                remedy: "it is another file, give it another name or remove it",
                 bytes: entry.source.bytes,
                 sha256: entry.source.sha256,
             });
@@ -153,44 +157,45 @@ impl<'a> Subject<'a> {
     }
 
     fn check_size(&self, bytes: u64, expected: &[Expected]) -> Result<()> {
-        for Expected {
-            who, bytes: should, ..
-        } in expected
-        {
-            if let Some(should) = should.filter(|should| *should != bytes) {
+        let stated = |expected: &Expected| Some((expected.bytes?, expected.who, expected.remedy));
+        let who = self.compare(&bytes, expected.iter().filter_map(stated), |it| {
+            format!("{it} bytes")
+        })?;
+        say(&format!("  size       {bytes} bytes{who}"))
+    }
+
+    /// Compares what was found with what is stated; who states it, to be put behind it.
+    fn compare<T: PartialEq>(
+        &self,
+        found: &T,
+        stated: impl Iterator<Item = (T, &'static str, &'static str)>,
+        show: impl Fn(&T) -> String,
+    ) -> Result<String> {
+        let mut says = String::new();
+        for (should, who, remedy) in stated {
+            if should != *found {
                 bail!(
-                    "{} has {bytes} bytes where {who} states {should}: remove it and fetch it again",
-                    self.name
+                    "{} has {} where {who} states {}: {remedy}",
+                    self.name,
+                    show(found),
+                    show(&should)
                 );
             }
+            says = format!(", as {who} states");
         }
-        let who = expected.iter().find(|expected| expected.bytes.is_some());
-        let who = who.map_or_else(String::new, |expected| {
-            format!(", as {} states", expected.who)
-        });
-        say(&format!("  size       {bytes} bytes{who}"))
+        Ok(says)
     }
 
     fn check_digest(&self, store: &Store, expected: &[Expected]) -> Result<()> {
         let before = modified(&self.path);
         let sha256 = digest(&self.path, &self.name)?;
-        for Expected {
-            who,
-            sha256: should,
-            ..
-        } in expected
-        {
-            if let Some(should) = should.filter(|should| *should != sha256) {
-                bail!(
-                    "{} has sha256 {sha256} where {who} states {should}: remove it and fetch it again",
-                    self.name
-                );
-            }
+        let stated = |expected: &Expected| Some((expected.sha256?, expected.who, expected.remedy));
+        let mut says = self.compare(&sha256, expected.iter().filter_map(stated), |it| {
+            format!("sha256 {it}")
+        })?;
+        if says.is_empty() {
+            says = self.unstated(sha256, before)?;
         }
-        let says = match expected.iter().find(|expected| expected.sha256.is_some()) {
-            Some(expected) => format!(", as {} states", expected.who),
-            None => self.unstated(sha256, before)?,
-        };
         say(&format!("  sha256     {sha256}{says}"))?;
         // Only a file that is still the one that was read is known now.
         if modified(&self.path) == before {
@@ -239,20 +244,23 @@ impl<'a> Subject<'a> {
     }
 
     fn check_vocabulary(&self, tokenizer: &Path) -> Result<()> {
-        let compared = Vocabulary::of(&self.path).and_then(|(mut vocabulary, mut input)| {
-            parity::compare(tokenizer, &mut |questions| {
-                vocabulary.ask(&mut input, questions)
-            })
+        let compared = Vocabulary::of(&self.path).and_then(|mut vocabulary| {
+            parity::compare(tokenizer, &mut |questions| vocabulary.ask(questions))
         });
         let parity = compared.map_err(|error| anyhow::anyhow!("{}: {error}", self.name))?;
         if parity.different > 0 {
-            bail!("{}", disagreement(&self.name, tokenizer, &parity));
+            bail!(
+                "the vocabulary of {} is not the one of {}: {}",
+                self.name,
+                tokenizer.display(),
+                parity.disagreement()
+            );
         }
         say(&format!(
             "  tokenizer  {} texts give the tokens of {}{}",
             parity.texts,
             tokenizer.display(),
-            known_differences(&parity)
+            parity.known_differences()
         ))
     }
 }
@@ -315,67 +323,6 @@ fn digest(path: &Path, name: &str) -> Result<Digest> {
     Ok(digested
         .with_context(|| format!("{name} can't be read"))?
         .sha256)
-}
-
-fn disagreement(name: &str, tokenizer: &Path, parity: &Parity) -> String {
-    let examples: Vec<String> = parity
-        .examples
-        .iter()
-        .map(|example| {
-            format!(
-                "{} gives {} instead of {}",
-                shown(&example.text),
-                ids(&example.ours),
-                ids(&example.published)
-            )
-        })
-        .collect();
-    format!(
-        "the vocabulary of {name} is not the one of {}: {} of {} texts give other tokens; {}",
-        tokenizer.display(),
-        parity.different,
-        parity.texts,
-        examples.join("; ")
-    )
-}
-
-/// A text in quotes, cut if it is long.
-fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(24).collect();
-    let more = if cut.len() < text.len() { "…" } else { "" };
-    format!("{cut:?}{more}")
-}
-
-fn ids(tokens: &[u32]) -> String {
-    let first: Vec<String> = tokens.iter().take(8).map(u32::to_string).collect();
-    let more = if tokens.len() > 8 { " …" } else { "" };
-    format!("[{}{more}]", first.join(" "))
-}
-
-fn known_differences(parity: &Parity) -> String {
-    let mut known = Vec::new();
-    if parity.only_after_nfc > 0 {
-        known.push(format!(
-            "{} of them after Unicode NFC, which the publisher applies and llama.cpp does not",
-            parity.only_after_nfc
-        ));
-    }
-    if parity.only_without_blank_sign > 0 {
-        known.push(format!(
-            "{} of them but for a literal ▁",
-            parity.only_without_blank_sign
-        ));
-    }
-    if parity.only_special_names > 0 {
-        known.push(format!(
-            "{} of them but for names of special tokens, of which llama.cpp knows more",
-            parity.only_special_names
-        ));
-    }
-    if known.is_empty() {
-        return String::new();
-    }
-    format!(" (note: {})", known.join("; "))
 }
 
 fn say(line: &str) -> Result<()> {

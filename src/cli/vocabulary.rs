@@ -19,13 +19,14 @@ const KEPT: [&str; 5] = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOA
 /// The running child. Dropping it ends it.
 pub(super) struct Vocabulary {
     child: Child,
+    input: Option<ChildStdin>,
     answers: Receiver<Result<Vec<u32>, String>>,
     last_words: Option<thread::JoinHandle<String>>,
 }
 
 impl Vocabulary {
     /// Starts a child that reads `model`.
-    pub(super) fn of(model: &Path) -> Result<(Self, ChildStdin), String> {
+    pub(super) fn of(model: &Path) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("the child process does not start: {error}");
         let mut child = command(model)
             .and_then(|mut command| command.spawn())
@@ -51,32 +52,30 @@ impl Vocabulary {
             let _ = std::io::copy(&mut errors, &mut std::io::sink());
             String::from_utf8_lossy(&words).into_owned()
         });
-        let vocabulary = Self {
+        Ok(Self {
             child,
+            input: Some(input),
             answers,
             last_words: Some(last_words),
-        };
-        Ok((vocabulary, input))
+        })
     }
 
     /// The token ids of each text; `true` reads the names of control tokens as those tokens.
-    pub(super) fn ask(
-        &mut self,
-        input: &mut ChildStdin,
-        questions: &[(String, bool)],
-    ) -> Result<Vec<Vec<u32>>, String> {
+    pub(super) fn ask(&mut self, questions: &[(String, bool)]) -> Result<Vec<Vec<u32>>, String> {
         let mut lines = Vec::new();
         for (text, special) in questions {
             let question = serde_json::json!({ "text": text, "special": special });
             lines.extend_from_slice(question.to_string().as_bytes());
             lines.push(b'\n');
         }
+        let Some(mut input) = self.input.take() else {
+            return Err(self.obituary());
+        };
         thread::scope(|scope| {
-            // Beside the reading: both pipes may be full at once.
-            let writer = scope.spawn(move || input.write_all(&lines));
+            // Beside the reading: both pipes may be full at once. A child that does not read any more has said why.
+            let writer = scope.spawn(move || input.write_all(&lines).map(|()| input));
             let answers = questions.iter().map(|_| self.answer()).collect();
-            // A child that is gone has said why.
-            let _ = writer.join();
+            self.input = writer.join().ok().and_then(Result::ok);
             answers
         })
     }
@@ -103,10 +102,10 @@ impl Vocabulary {
             .take()
             .and_then(|words| words.join().ok())
             .unwrap_or_default();
-        let own = words
+        let mut own = words
             .lines()
             .filter_map(|line| line.strip_prefix("pocket-llm: "));
-        match (own.last(), status) {
+        match (own.next_back(), status) {
             (Some(sentence), _) => sentence.to_owned(),
             (None, Ok(status)) => format!(
                 "llama.cpp ended over its vocabulary ({status}): the file is damaged, or of a kind that it does not know"

@@ -3,7 +3,7 @@
 use super::CatalogueError;
 use super::fields::Fields;
 use crate::models::digest::Digest;
-use crate::models::reference::{HubFile, ModelName};
+use crate::models::reference::{GGUF, HubFile, LONGEST_NAME, ModelName};
 
 /// A known model.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +112,10 @@ impl Entry {
     }
 
     /// Its name in the store.
+    ///
+    /// # Panics
+    ///
+    /// If `name` was set to something that can't be a name.
     pub fn model_name(&self) -> ModelName {
         ModelName::parse(&self.name).expect("names of entries were checked when they were read")
     }
@@ -120,14 +124,14 @@ impl Entry {
     pub fn can(&self, what: Capability) -> bool {
         self.capabilities.contains(&what)
     }
+}
 
-    /// The key that the name at this place of [`Self::names`] stands under.
-    pub(super) fn key_of(&self, at: usize) -> &'static str {
-        match at {
-            0 => "name",
-            1 => "display_name",
-            _ => "aliases",
-        }
+/// The key that the name at this place of [`Entry::names`] stands under.
+pub(super) fn key_of(at: usize) -> &'static str {
+    match at {
+        0 => "name",
+        1 => "display_name",
+        _ => "aliases",
     }
 }
 
@@ -171,8 +175,9 @@ fn name(fields: &mut Fields) -> Result<String, CatalogueError> {
 
 fn aliases(fields: &mut Fields) -> Result<Vec<String>, CatalogueError> {
     let aliases = fields.texts("aliases")?;
-    let bad =
-        |alias: &&String| alias.trim() != alias.as_str() || alias.is_empty() || alias.len() > 200;
+    let bad = |alias: &&String| {
+        alias.trim() != alias.as_str() || alias.is_empty() || alias.len() > LONGEST_NAME
+    };
     match aliases.iter().find(bad) {
         Some(alias) => Err(fields.wrong("aliases", &format!("{alias:?} is no name"))),
         None => Ok(aliases),
@@ -182,7 +187,7 @@ fn aliases(fields: &mut Fields) -> Result<Vec<String>, CatalogueError> {
 fn source(fields: &mut Fields) -> Result<Source, CatalogueError> {
     let mut table = fields.table("source")?;
     let hub = hub_file(&mut table)?;
-    if !hub.file().ends_with(crate::models::reference::GGUF) {
+    if !hub.file().ends_with(GGUF) {
         return Err(table.wrong("file", "a model is a file that ends in .gguf"));
     }
     let bytes = table.optional_bytes("bytes")?;
