@@ -108,7 +108,7 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     let header = &slot.facts.header;
     let planned = |available| {
         plan(header, &settings.asked, settings.kernels, available)
-            .map_err(|error| EngineError::Unloadable(format!("{}: {error}", slot.facts.model.name)))
+            .map_err(|error| EngineError::Unloadable(error.of(&slot.facts.model.name).to_string()))
     };
     let room = |plan: &Plan| {
         make_room(
@@ -150,7 +150,7 @@ fn seat(slot: &Slot) -> Seat {
 fn total(inner: &Inner, loaded: &[Arc<Slot>]) -> Option<u64> {
     let ours = loaded.iter().filter_map(|slot| slot.engine.load().pid);
     let ours: u64 = ours.filter_map(memory::anonymous_bytes).sum();
-    let machine = memory::free().map(|free| free.bytes.saturating_add(ours));
+    let machine = memory::Free::here().map(|free| free.bytes.saturating_add(ours));
     match (inner.settings.memory, machine) {
         (Some(said), Some(machine)) => Some(said.min(machine)),
         (said, machine) => said.or(machine),

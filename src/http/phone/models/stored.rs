@@ -102,7 +102,7 @@ pub(in crate::http) async fn diagnostics(State(app): State<App>) -> Result<Respo
         "storagePermission": writable,
         "freeBytes": free,
         "formattedFree": free.map(size),
-        "memoryFreeBytes": memory::free().map(|free| free.bytes),
+        "memoryFreeBytes": memory::Free::here().map(|free| free.bytes),
         "downloadedModels": stored.len(),
         "partialDownloads": partials,
         "problems": problems,
