@@ -423,6 +423,12 @@ async fn what_is_no_model_is_a_sentence() {
             .await;
         assert!(sentence.contains("cut.gguf"), "{sentence}");
     }
+    // A file by its path needs no store.
+    let program = Program::start(&["verify", text(&tiny("qwen2.5"))], |command| {
+        command.env_remove("HOME").env_remove("XDG_DATA_HOME");
+    });
+    let finished = program.finished().await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     // One bad file does not keep the others from being looked at.
     fixture.model("mine");
     let finished = fixture.verify(&["missing", "mine"]).await;

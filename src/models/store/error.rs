@@ -31,6 +31,12 @@ pub enum StoreError {
         /// What the system says.
         source: io::Error,
     },
+    /// It is no directory for models only.
+    #[error("{} has more than 10000 files: give models a directory of their own", path.display())]
+    Crowded {
+        /// The store's root.
+        path: PathBuf,
+    },
     /// Writing failed.
     #[error("{} can't be written: {source}", path.display())]
     Write {

@@ -24,7 +24,7 @@ pub use lock::Lock;
 pub use manifest::{MANIFEST_VERSION, Manifest, Moment, Origin, manifest_path};
 pub use root::default_root;
 
-/// Files that are looked at.
+/// Files in the directory at most, of any kind.
 const MOST_FILES: usize = 10_000;
 
 /// The directory of models.
@@ -281,10 +281,11 @@ impl Store {
             source,
         };
         let mut names = Vec::new();
-        for item in fs::read_dir(&self.root)
-            .map_err(unreadable)?
-            .take(MOST_FILES)
-        {
+        for (count, item) in fs::read_dir(&self.root).map_err(unreadable)?.enumerate() {
+            if count == MOST_FILES {
+                let path = self.root.clone();
+                return Err(StoreError::Crowded { path });
+            }
             names.extend(item.map_err(unreadable)?.file_name().into_string().ok());
         }
         names.sort();
