@@ -2,14 +2,16 @@
 
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
 use crate::http::ApiKey;
+use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
-use crate::models::{Collection, CollectionError};
+use crate::models::store::{StoreError, default_root};
+use crate::models::{Catalogue, Collection, CollectionError, Store};
 use crate::pool::PoolSettings;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A body of control characters is six times as long when it is escaped for the worker, and must fit into a frame.
@@ -23,19 +25,35 @@ const MOST_MODELS: u32 = 64;
 /// Where models lie, and which are known; the same for every command.
 #[derive(Args, Clone, Debug, Default)]
 pub struct StoreArgs {
-    /// Folder of the models [default: pocket-llm/models in the user's data folder]
+    /// Folder of the models [default: pocket-llm/models in the user's data folder, such as
+    /// ~/.local/share/pocket-llm/models]
     #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
     pub models: Option<PathBuf>,
 
-    /// Folder with further model descriptions (TOML files like those in models/)
+    /// Folder with further model descriptions (*.toml like those in models/); one with the name of a built-in model replaces
+    /// it
     #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
     pub catalogue: Option<PathBuf>,
 }
 
 impl StoreArgs {
-    /// Opens what they name.
+    /// Opens what they name; without the usual folder of models, models are files.
     pub fn open(&self) -> Result<Collection, CollectionError> {
-        Collection::open(self.models.as_deref(), self.catalogue.as_deref())
+        let models = self.models.as_deref().map(absolute);
+        Collection::open(models.as_deref(), self.catalogue.as_deref())
+    }
+
+    /// The known models.
+    pub fn catalogue(&self) -> Result<Catalogue, CatalogueError> {
+        Catalogue::load(self.catalogue.as_deref())
+    }
+
+    /// The models on disk.
+    pub fn store(&self) -> Result<Store, StoreError> {
+        match &self.models {
+            Some(root) => Store::open(&absolute(root)),
+            None => Store::open(&default_root()?),
+        }
     }
 }
 
@@ -435,6 +453,11 @@ impl EngineArgs {
         }
         Ok(stall)
     }
+}
+
+/// A path that means the same wherever it is used. One without a meaning is refused where it is opened.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn address(host: &str) -> Result<IpAddr, ConfigError> {

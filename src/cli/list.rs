@@ -1,6 +1,7 @@
 //! `pocket-llm list`: which models are on disk, which are being fetched, and which are known.
 
-use super::models::{ModelArgs, ago, size};
+use super::models::{ago, size};
+use crate::config::StoreArgs;
 use crate::models::catalogue::Capability;
 use crate::models::store::{Manifest, Moment, Origin, Partial, State, Stored};
 use crate::models::{Catalogue, Entry, Store};
@@ -20,7 +21,7 @@ pub(super) struct ListArgs {
     json: bool,
 
     #[command(flatten)]
-    models: ModelArgs,
+    models: StoreArgs,
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<ExitCode> {

@@ -57,18 +57,18 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Serve a model over HTTP
+    /// Serve models over HTTP
     Serve(ServeArgs),
-    /// Fetch models from the hub, and go on with what an earlier pull left
-    Pull(pull::PullArgs),
     /// Ask a model here in the terminal: one prompt, or a chat
     Run(run::RunArgs),
+    /// Fetch models from the hub, and go on with what an earlier pull left
+    Pull(pull::PullArgs),
     /// Show which models are on disk, and which are known
     List(list::ListArgs),
-    /// Remove models from disk
-    Rm(rm::RmArgs),
     /// Check model files: size, digest, structure, vocabulary
     Verify(verify::VerifyArgs),
+    /// Remove models from disk
+    Rm(rm::RmArgs),
     /// The worker process that computes; started by `serve` and `run`
     #[command(hide = true)]
     Engine,

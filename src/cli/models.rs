@@ -1,44 +1,6 @@
-//! What the subcommands about models share: where they are, which are known, how they are shown.
+//! How the subcommands about models show sizes and times.
 
-use crate::models::store::{Moment, default_root};
-use crate::models::{Catalogue, Store};
-use anyhow::Result;
-use clap::Args;
-use std::path::PathBuf;
-
-/// Where models are, and which are known.
-#[derive(Args, Clone, Debug)]
-pub(super) struct ModelArgs {
-    /// The directory that models are in [default: pocket-llm/models in the user's data directory, such as
-    /// ~/.local/share/pocket-llm/models]
-    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
-
-    /// A directory of further catalogue files (*.toml); one with the name of a built-in model replaces it
-    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
-    catalogue: Option<PathBuf>,
-}
-
-impl ModelArgs {
-    /// The catalogue; what is wrong with it is told before anything is done.
-    pub(super) fn catalogue(&self) -> Result<Catalogue> {
-        let folder = self.catalogue.as_deref();
-        Ok(Catalogue::load(
-            folder.filter(|folder| !folder.as_os_str().is_empty()),
-        )?)
-    }
-
-    /// The store, which is created if it is not there.
-    pub(super) fn store(&self) -> Result<Store> {
-        // An empty variable is one that nobody set.
-        let given = self.models.as_ref();
-        let root = match given.filter(|root| !root.as_os_str().is_empty()) {
-            Some(root) => std::path::absolute(root)?,
-            None => default_root()?,
-        };
-        Ok(Store::open(&root)?)
-    }
-}
+use crate::models::store::Moment;
 
 /// Bytes for people: `806 MB`.
 pub(super) fn size(bytes: u64) -> String {

@@ -1,6 +1,7 @@
 //! `pocket-llm rm`: removes models from the store, and says exactly what it removed.
 
-use super::models::{ModelArgs, size};
+use super::models::size;
+use crate::config::StoreArgs;
 use crate::models::{Catalogue, Store};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -15,7 +16,7 @@ pub(super) struct RmArgs {
     names: Vec<String>,
 
     #[command(flatten)]
-    models: ModelArgs,
+    models: StoreArgs,
 }
 
 /// Removes what it can; status 1 if it could not remove all.

@@ -4,16 +4,17 @@
 //! `tokenizer.json` is at hand, whether the vocabulary tokenises as it does. Findings are standard output; a file that fails is a
 //! sentence on standard error and status 1.
 
-use super::models::ModelArgs;
 use super::vocabulary::Vocabulary;
+use crate::config::StoreArgs;
 use crate::models::catalogue::Source;
+use crate::models::gguf::Gguf;
 use crate::models::parity;
 use crate::models::store::{Manifest, Moment, Origin, Stored, tokenizer_path};
 use crate::models::{Catalogue, Digest, ModelRef, Store, verify as digest_of};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -30,13 +31,13 @@ pub(super) struct VerifyArgs {
     tokenizer: Option<PathBuf>,
 
     #[command(flatten)]
-    models: ModelArgs,
+    models: StoreArgs,
 }
 
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let catalogue = args.models.catalogue()?;
     // A file by its path can be verified without one.
-    let store = args.models.store();
+    let store = args.models.store().map_err(anyhow::Error::from);
     let mut code = ExitCode::SUCCESS;
     for text in &args.which {
         let checked = Subject::of(text, &catalogue, &store)
@@ -294,20 +295,15 @@ fn modified(path: &Path) -> Option<Moment> {
         .map(Moment::from)
 }
 
-/// What can be said of a file without llama.cpp: that it is a GGUF file.
+/// What can be said of a file without llama.cpp: that all its tensors are there.
 fn structure(path: &Path) -> Result<String> {
-    let mut head = [0; 8];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    let name = path.display();
-    let [a, b, c, d, version @ ..] = head;
-    match read {
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            bail!("{name} is too short for a GGUF file")
-        }
-        Err(error) => Err(error).with_context(|| format!("{name} can't be read")),
-        Ok(()) if [a, b, c, d] != *b"GGUF" => bail!("{name} is not a GGUF file"),
-        Ok(()) => Ok(format!("GGUF version {}", u32::from_le_bytes(version))),
-    }
+    let gguf = Gguf::read(path)?;
+    Ok(format!(
+        "{} {}, {} tensors, all within the file",
+        gguf.architecture(),
+        gguf.quantisation(),
+        gguf.tensors().len()
+    ))
 }
 
 /// Reads the whole file, with a bar where somebody sees it.

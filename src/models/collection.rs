@@ -67,19 +67,12 @@ impl Collection {
     pub fn find(&self, words: &str) -> Result<Model, FindError> {
         let name = match ModelRef::parse(words, &self.catalogue) {
             Ok(ModelRef::Path(path)) => return Ok(self.file(&path)),
-            Ok(ModelRef::Known(entry)) => entry.model_name(),
             Ok(ModelRef::Hub(file)) => ModelName::from(file),
+            Ok(ModelRef::Known(entry)) => self.named(words).unwrap_or_else(|| entry.model_name()),
             // A file that somebody dropped into the store has a name that the catalogue does not know.
-            Err(unknown) => match self.dropped_in(words)? {
-                Some(stored) => stored.name,
-                None => return Err(unknown.into()),
-            },
+            Err(unknown) => self.named(words).ok_or(unknown)?,
         };
-        let stored = match &self.store {
-            Some(store) => store.find(&name)?,
-            None => None,
-        };
-        let stored = stored.ok_or_else(|| FindError::NotOnDisk {
+        let stored = self.stored(&name)?.ok_or_else(|| FindError::NotOnDisk {
             name: name.to_string(),
         })?;
         if let State::SizeDiffers { expected } = stored.state {
@@ -125,11 +118,17 @@ impl Collection {
         }
     }
 
-    fn dropped_in(&self, words: &str) -> Result<Option<Stored>, StoreError> {
-        match (&self.store, ModelName::parse(words)) {
-            (Some(store), Ok(name)) => store.find(&name),
-            _ => Ok(None),
-        }
+    /// A model on disk that answers to these words.
+    fn named(&self, words: &str) -> Option<ModelName> {
+        let store = self.store.as_ref()?;
+        let name = store.name_of(words, &self.catalogue).ok()?;
+        store.has(&name).then_some(name)
+    }
+
+    fn stored(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
+        self.store
+            .as_ref()
+            .map_or(Ok(None), |store| store.find(name))
     }
 }
 

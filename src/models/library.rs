@@ -1,7 +1,7 @@
 //! Which model a request means: the names of the default model, of the catalogue, and of the files in the store.
 
 use super::store::{State, StoreError, Stored};
-use super::{Collection, Entry, Model, ModelName, shortened};
+use super::{Collection, Entry, Model, shortened};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -106,9 +106,16 @@ impl Library {
         if names.any(|name| same(name, asked)) {
             return self.default();
         }
-        let known = self.collection.catalogue.find(asked);
-        let name = known.map_or(asked, |entry| &entry.name);
-        match (self.stored(name)?, known) {
+        let catalogue = &self.collection.catalogue;
+        let stored = match &self.collection.store {
+            // A name that can't be one means nothing.
+            Some(store) => match store.name_of(asked, catalogue) {
+                Ok(name) => store.find(&name)?,
+                Err(_) => None,
+            },
+            None => None,
+        };
+        match (stored, catalogue.find(asked)) {
             (Some(stored), _) => self.usable(&stored),
             (None, Some(entry)) => Err(NoModel::NotDownloaded(entry.name.clone())),
             (None, None) => Err(NoModel::Unknown {
@@ -191,19 +198,6 @@ impl Library {
                 expected,
             }),
         }
-    }
-
-    /// The file of this name; one that differs in case only is good enough.
-    fn stored(&self, name: &str) -> Result<Option<Stored>, NoModel> {
-        let (Some(store), Ok(name)) = (&self.collection.store, ModelName::parse(name)) else {
-            return Ok(None);
-        };
-        if let Some(stored) = store.find(&name)? {
-            return Ok(Some(stored));
-        }
-        let wanted = name.to_string();
-        let mut models = store.list()?.into_iter();
-        Ok(models.find(|stored| same(&stored.name.to_string(), &wanted)))
     }
 }
 

@@ -69,7 +69,9 @@ async fn every_flag_names_its_environment_variable() {
         .collect();
     assert_eq!(
         commands,
-        ["serve", "run", "list", "rm", "verify", "help"],
+        [
+            "serve", "run", "pull", "list", "show", "verify", "rm", "help"
+        ],
         "the engine is not for people"
     );
     let mut texts = vec![help.clone()];

@@ -120,12 +120,12 @@ fn store(app: &App) -> Result<&Store, ApiError> {
     })
 }
 
-/// A name that somebody wrote, as the store knows it: a catalogue name for its aliases, else the name itself.
+/// A name that somebody wrote, as the store knows it.
 fn checked(app: &App, name: &str) -> Result<ModelName, ApiError> {
-    if let Some(entry) = app.library().collection().catalogue.find(name) {
-        return Ok(entry.model_name());
-    }
-    ModelName::parse(name).map_err(|error| ApiError::new(Code::InvalidModel, error.to_string()))
+    let catalogue = &app.library().collection().catalogue;
+    store(app)?
+        .name_of(name, catalogue)
+        .map_err(|error| ApiError::new(Code::InvalidModel, error.to_string()))
 }
 
 /// Whether anything has this name: the catalogue, or a file.
