@@ -5,6 +5,7 @@
 
 mod families;
 pub mod gguf;
+pub mod memory;
 
 use std::path::{Path, PathBuf};
 

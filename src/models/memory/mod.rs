@@ -1,0 +1,14 @@
+//! How much memory a model takes, told from its file's header before anything is loaded.
+//!
+//! Pure: the facts about the CPU and the free memory come in as values. The formulae follow the pinned llama.cpp, which neither looks
+//! at free memory nor tells its needs beforehand; the worker compares them with what was reported after each load, and a test
+//! holds them to 5 %.
+
+mod kernels;
+mod layers;
+mod needs;
+mod plan;
+
+pub use kernels::Kernels;
+pub use needs::{Bytes, Needs};
+pub use plan::{Asked, DoesNotFit, Plan, plan};

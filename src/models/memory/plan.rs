@@ -1,0 +1,284 @@
+//! From a model, what was asked for and what there is to what is done: pure arithmetic.
+
+use super::kernels::Kernels;
+use super::needs::{Bytes, CELLS, Needs, Run};
+use crate::engine::{DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
+use crate::models::gguf::Gguf;
+use std::fmt;
+
+/// Sequences that run at once where nobody said a number, and what that is reduced to.
+const SEQUENCES: [u32; 3] = [4, 2, 1];
+/// Rows of a step where nobody said a number, and what that is reduced to.
+const ROWS: [u32; 3] = [128, 64, 32];
+/// What the default context of a sequence is reduced to.
+const LESS_CONTEXT: [u32; 2] = [1024, 512];
+
+/// What somebody asked for; `None` leaves it to us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// KV cells in all.
+    pub ctx_size: Option<u32>,
+    /// Sequences that run at once.
+    pub parallel: Option<u32>,
+    /// Rows of a step at most.
+    pub batch_size: Option<u32>,
+    /// Whether weights may be copied into a faster layout.
+    pub repack: Option<bool>,
+}
+
+/// How a model is to be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// KV cells in all.
+    pub ctx_size: u32,
+    /// Sequences that run at once.
+    pub parallel: u32,
+    /// Rows of a step at most.
+    pub batch_size: u32,
+    /// Whether weights are copied into a faster layout.
+    pub repack: bool,
+    /// What that takes.
+    pub needs: Needs,
+}
+
+/// Why a model can't be run like that: one sentence with what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DoesNotFit {
+    /// A setting that can't be used with this model, whatever the memory.
+    #[error("{0}")]
+    Setting(String),
+    /// More than there is.
+    #[error(
+        "{model}{} does not fit into memory: {needs}, but {} are available: {advice}",
+        With(asked),
+        Bytes(*.available)
+    )]
+    Memory {
+        /// The file.
+        model: String,
+        /// What was asked for.
+        asked: Asked,
+        /// What the least of what is allowed would take.
+        needs: Box<Needs>,
+        /// What there is, in bytes.
+        available: u64,
+        /// What would do.
+        advice: String,
+    },
+}
+
+/// Chooses what was not asked for, and checks that all of it fits into `available` bytes (if that is known).
+///
+/// What was asked for is honoured or refused. The rest is reduced until it fits, the cheapest loss first:
+/// 1. rows of a step (128, 64, 32): long prompts get slower, answers do not; with a vocabulary of 262,144 tokens it saves 64 and
+///    32 MiB;
+/// 2. context of a sequence (2,048, 1,024, 512 tokens): long chats are cut, short ones see no difference;
+/// 3. sequences (4, 2, 1): requests wait for one another.
+///
+/// The faster layout of the weights is not given up: computing reads the copy instead of the file, whose pages the system may
+/// then drop, so without the copy as much memory is needed, and llama.cpp is several times slower.
+pub fn plan(
+    model: &Gguf,
+    asked: &Asked,
+    kernels: Kernels,
+    available: Option<u64>,
+) -> Result<Plan, DoesNotFit> {
+    let available = available.unwrap_or(u64::MAX);
+    match choose(model, asked, kernels, available)? {
+        Choice::Fits(plan) => Ok(plan),
+        Choice::TooLarge(least) => Err(DoesNotFit::Memory {
+            model: model.path().display().to_string(),
+            asked: *asked,
+            needs: Box::new(least.needs),
+            available,
+            advice: advice(model, asked, kernels, &least, available),
+        }),
+    }
+}
+
+enum Choice {
+    /// The best that fits.
+    Fits(Plan),
+    /// The least that is allowed, and too large.
+    TooLarge(Plan),
+}
+
+fn choose(
+    model: &Gguf,
+    asked: &Asked,
+    kernels: Kernels,
+    available: u64,
+) -> Result<Choice, DoesNotFit> {
+    let (first, others) = candidates(asked, trained(model))?;
+    let plan = |run: Run| Plan {
+        ctx_size: run.cells,
+        parallel: run.sequences,
+        batch_size: run.rows,
+        repack: run.repack,
+        needs: Needs::of(model, run, kernels),
+    };
+    let mut tried = plan(first);
+    for run in others {
+        if tried.needs.total() <= available {
+            break;
+        }
+        tried = plan(run);
+    }
+    Ok(if tried.needs.total() <= available {
+        Choice::Fits(tried)
+    } else {
+        Choice::TooLarge(tried)
+    })
+}
+
+/// Tokens that the model was trained for in one sequence.
+fn trained(model: &Gguf) -> u32 {
+    let told = model.setting("context_length").unwrap_or(0);
+    match u32::try_from(told).unwrap_or(u32::MAX) {
+        0 => DEFAULT_CONTEXT_PER_SEQUENCE,
+        trained => trained,
+    }
+}
+
+/// The best that may be tried, and what comes after it. Everything in it can be used with the model.
+fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit> {
+    let sequences = asked.parallel.unwrap_or(SEQUENCES[0]);
+    let share = share(asked, sequences, trained)?;
+    let with = |share: u32, run: Run| {
+        let cells = share.checked_mul(run.sequences).filter(|cells| *cells > 0);
+        let cells = cells
+            .ok_or_else(|| DoesNotFit::Setting("--ctx-size is too small or too large".into()))?;
+        Ok(Run { cells, ..run })
+    };
+    let best = Run {
+        cells: 0,
+        sequences,
+        rows: rows(asked, sequences)?,
+        repack: asked.repack.unwrap_or(true),
+    };
+    let first = with(share, best)?;
+    let (mut last, mut others) = (first, Vec::new());
+    if asked.batch_size.is_none() {
+        let fewer = ROWS.into_iter().filter(|fewer| *fewer < first.rows);
+        for rows in fewer.filter(|rows| *rows >= sequences) {
+            last = Run { rows, ..last };
+            others.push(last);
+        }
+    }
+    // With a context that was asked for, fewer sequences would only make shares larger.
+    if asked.ctx_size.is_none() {
+        let mut least = share;
+        for less in LESS_CONTEXT.into_iter().filter(|less| *less < share) {
+            least = less;
+            last = with(least, last)?;
+            others.push(last);
+        }
+        let fewer = SEQUENCES.into_iter().skip(1);
+        for sequences in fewer.filter(|_| asked.parallel.is_none()) {
+            last = with(least, Run { sequences, ..last })?;
+            others.push(last);
+        }
+    }
+    Ok((first, others))
+}
+
+/// Tokens of each sequence.
+fn share(asked: &Asked, sequences: u32, trained: u32) -> Result<u32, DoesNotFit> {
+    if !(1..=MOST_SEQUENCES).contains(&sequences) {
+        return Err(DoesNotFit::Setting(format!(
+            "--parallel {sequences}: use 1 to {MOST_SEQUENCES}"
+        )));
+    }
+    let Some(cells) = asked.ctx_size else {
+        return Ok(DEFAULT_CONTEXT_PER_SEQUENCE.min(trained));
+    };
+    let share = cells / sequences;
+    if share > trained {
+        return Err(DoesNotFit::Setting(format!(
+            "--ctx-size {} gives each of {sequences} sequences {share} tokens, but the model was trained for {trained}: \
+             use --ctx-size {} or less",
+            share * sequences,
+            u64::from(trained) * u64::from(sequences),
+        )));
+    }
+    Ok(share)
+}
+
+/// Rows of a step.
+fn rows(asked: &Asked, sequences: u32) -> Result<u32, DoesNotFit> {
+    let rows = asked.batch_size.unwrap_or(ROWS[0].max(sequences));
+    if rows < sequences || rows > MOST_ROWS {
+        return Err(DoesNotFit::Setting(format!(
+            "--batch-size {rows}: a step needs a row for each of {sequences} sequences; use {sequences} to {MOST_ROWS}"
+        )));
+    }
+    Ok(rows)
+}
+
+/// What would do instead of a plan that is too large although nothing can be reduced any more.
+fn advice(model: &Gguf, asked: &Asked, kernels: Kernels, least: &Plan, available: u64) -> String {
+    let fits = |run: Run| Needs::of(model, run, kernels).total() <= available;
+    let run = Run {
+        cells: least.ctx_size,
+        sequences: least.parallel,
+        rows: least.batch_size,
+        repack: least.repack,
+    };
+    if asked.ctx_size.is_some()
+        && let Some(cells) = most_cells(run, fits)
+    {
+        return format!("use --ctx-size {cells} or less");
+    }
+    // Less than everything that was asked for.
+    let free = Asked {
+        repack: asked.repack,
+        ..Asked::default()
+    };
+    match choose(model, &free, kernels, available) {
+        Ok(Choice::Fits(plan)) if *asked != free => format!(
+            "use --ctx-size {} --parallel {} --batch-size {}",
+            plan.ctx_size, plan.parallel, plan.batch_size
+        ),
+        _ => "use a smaller model, or the same one with fewer bits per weight".into(),
+    }
+}
+
+/// The most cells, in whole units for each sequence, that fit otherwise unchanged.
+fn most_cells(run: Run, fits: impl Fn(Run) -> bool) -> Option<u32> {
+    let unit = u32::try_from(CELLS).ok()?.checked_mul(run.sequences)?;
+    let with = |units: u32| Run {
+        cells: units * unit,
+        ..run
+    };
+    let (mut fitting, mut too_many) = (0, run.cells / unit + 1);
+    while too_many - fitting > 1 {
+        let middle = fitting + (too_many - fitting) / 2;
+        if fits(with(middle)) {
+            fitting = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    (fitting > 0).then(|| with(fitting).cells)
+}
+
+/// What was asked for, as the flags that ask for it.
+struct With<'a>(&'a Asked);
+
+impl fmt::Display for With<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flags = [
+            ("--ctx-size", self.0.ctx_size),
+            ("--parallel", self.0.parallel),
+            ("--batch-size", self.0.batch_size),
+        ];
+        let mut word = " with";
+        for (flag, number) in flags {
+            if let Some(number) = number {
+                write!(f, "{word} {flag} {number}")?;
+                word = "";
+            }
+        }
+        Ok(())
+    }
+}
