@@ -1,9 +1,11 @@
-//! The GGUF reader against files that are right, cut, damaged and made to hurt.
+//! The GGUF reader against files that are right, cut, damaged and made to hurt; in `gguf/memory.rs` the memory plan.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "support/gguf_file.rs"]
 mod gguf_file;
+#[path = "gguf/memory.rs"]
+mod memory;
 #[path = "support/models.rs"]
 mod models;
 

@@ -1,4 +1,6 @@
-//! What the machine gives a program: which cores, and how many of them are worth computing on.
+//! What the machine gives a program: which cores, how many of them are worth computing on, and how much memory.
+
+pub mod memory;
 
 pub mod memory;
 
