@@ -44,7 +44,10 @@ pub(crate) struct Act {
     pub(crate) reset: bool,
     /// After this many bytes of the body nothing comes any more.
     pub(crate) stall: Option<usize>,
-    /// This byte of the body is another one.
+    /// The connection ends (or is held, as after a stall) where the file has this many bytes.
+    pub(crate) until: Option<usize>,
+    pub(crate) hold: bool,
+    /// This byte of the file is another one.
     pub(crate) flip: Option<usize>,
     /// Added to `Content-Length`.
     pub(crate) length_lie: i64,
@@ -62,6 +65,8 @@ pub(crate) struct Act {
     pub(crate) etag: Option<String>,
     /// The connection ends before the head.
     pub(crate) mute: bool,
+    /// The head never comes.
+    pub(crate) hold_head: bool,
 }
 
 /// One request and what became of it.
@@ -99,8 +104,8 @@ pub(crate) struct Hub {
     shared: Arc<Shared>,
     pub(crate) address: SocketAddr,
     pub(crate) store: SocketAddr,
-    /// Hears of each stall, with the bytes that were sent before it.
-    pub(crate) stalls: Receiver<usize>,
+    /// Hears of each stall, with the first byte of the file that was sent, and how many.
+    pub(crate) stalls: Receiver<(usize, usize)>,
 }
 
 struct Shared {
@@ -111,7 +116,7 @@ struct Shared {
     describes: Mutex<Describes>,
     /// Whether the redirect names the digest, as the hub does.
     linked: Mutex<bool>,
-    stalls: SyncSender<usize>,
+    stalls: SyncSender<(usize, usize)>,
 }
 
 impl Hub {
@@ -270,10 +275,13 @@ impl Shared {
             .nth(1)
             .and_then(|status| status.parse().ok())
             .unwrap();
-        if let Some(byte) = act.flip.and_then(|at| body.get_mut(at)) {
+        let from = seen.from;
+        if let Some(byte) = act.flip.and_then(|at| body.get_mut(at.checked_sub(from)?)) {
             *byte ^= 0x55;
         }
-        let end = act.cut.or(act.stall).unwrap_or(body.len()).min(body.len());
+        let until = act.until.map(|until| until.saturating_sub(from));
+        let end = act.cut.or(act.stall).or(until).unwrap_or(body.len());
+        let end = end.min(body.len());
         // Noted before the client can have it all, so that it is there when the client has.
         seen.sent = end;
         let place = {
@@ -282,6 +290,11 @@ impl Shared {
             all.len() - 1
         };
         if act.mute {
+            return;
+        }
+        if act.hold_head {
+            // Until the client goes.
+            let _ = stream.read(&mut [0]);
             return;
         }
         let mut sent = stream.write_all(head.as_bytes());
@@ -301,9 +314,9 @@ impl Shared {
         if act.reset {
             set_socket_linger(&*stream, Some(Duration::ZERO)).unwrap();
         }
-        if act.stall.is_some() && sent.is_ok() {
+        if (act.stall.is_some() || act.hold) && sent.is_ok() {
             // A test that does not look at stalls does not wait for us either.
-            let _ = self.stalls.try_send(end);
+            let _ = self.stalls.try_send((from, end));
             let left = !matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
             if let Some(seen) = self.seen.lock().unwrap().get_mut(place) {
                 seen.left = left;
@@ -334,6 +347,11 @@ impl Act {
             stall: Some(at),
             ..Self::default()
         }
+    }
+
+    pub(crate) fn stalled(mut self, at: usize) -> Self {
+        self.stall = Some(at);
+        self
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: String) -> Self {

@@ -3,5 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod answers;
+mod faults;
 mod hub;
 mod model;
+mod program;
+mod queue;
+mod tokens;
