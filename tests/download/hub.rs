@@ -162,6 +162,21 @@ impl Hub {
         scripts.entry(at).or_default().extend(acts);
     }
 
+    /// All requests from now on are answered honestly.
+    pub(crate) fn forget_scripts(&self) {
+        self.shared.scripts.lock().unwrap().clear();
+    }
+
+    /// Whether something was asked there that is not forgotten.
+    pub(crate) fn was_asked(&self, at: At) -> bool {
+        self.shared
+            .seen
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|seen| seen.at == at)
+    }
+
     /// Another file from now on.
     pub(crate) fn change(&self, blob: Blob) {
         *self.shared.blob.lock().unwrap() = blob;

@@ -113,6 +113,8 @@ impl Place {
         let mut names: Vec<String> = std::fs::read_dir(self.folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            // A manifest that a kill cut short; `clean` removes it.
+            .filter(|name| !name.ends_with(".tmp"))
             .collect();
         names.sort();
         let name = "owner--name--model.gguf";

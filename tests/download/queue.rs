@@ -152,31 +152,30 @@ fn a_shutdown_ends_what_runs_and_what_waits() {
 
 #[test]
 fn a_cancel_takes_effect_wherever_a_download_is() {
-    let mute = Act::stall(0);
     let pause = || Act::of(503, "later").with("Retry-After", "3000".into());
+    let no_head = || Act {
+        hold_head: true,
+        ..Act::default()
+    };
     for (at, act, phase) in [
+        (At::Api, no_head(), Phase::Asking),
         (At::Api, Act::of(200, "{").stalled(1), Phase::Asking),
         (At::Api, pause(), Phase::Pausing),
-        (At::Hub, Act::of(302, "x").stalled(0), Phase::Connecting),
+        (At::Hub, no_head(), Phase::Connecting),
         (At::Hub, pause(), Phase::Pausing),
-        (At::Store, mute, Phase::Receiving),
+        (At::Store, no_head(), Phase::Connecting),
+        (At::Store, Act::stall(0), Phase::Receiving),
     ] {
         let (hub, mut place) = start();
         place.puller.settings.retry_after_cap = NEVER;
-        // No head at all, for one that waits for it.
-        hub.script(
-            at,
-            [Act {
-                hold_head: phase == Phase::Connecting,
-                ..act
-            }],
-        );
-        let (result, _) = cancelled_in(&place.puller, phase);
+        hub.script(at, [act]);
+        let (result, _) = cancelled_in(&place.puller, phase, || hub.was_asked(at));
         assert!(
             matches!(result, Err(DownloadError::Cancelled)),
             "{phase:?}: {result:?}"
         );
         // And everything works afterwards.
+        hub.forget_scripts();
         place.pull().unwrap();
         assert_eq!(place.bytes().unwrap(), *hub.blob().bytes);
     }
@@ -186,7 +185,7 @@ fn a_cancel_takes_effect_wherever_a_download_is() {
 fn a_cancel_takes_effect_while_another_process_fetches() {
     let (hub, place) = start();
     let lock = place.puller.store.lock(&place.target()).unwrap();
-    let (result, progress) = cancelled_in(&place.puller, Phase::Locked);
+    let (result, progress) = cancelled_in(&place.puller, Phase::Locked, || true);
     assert!(
         matches!(result, Err(DownloadError::Cancelled)),
         "{result:?}"
@@ -197,10 +196,11 @@ fn a_cancel_takes_effect_while_another_process_fetches() {
     place.pull().unwrap();
 }
 
-/// Pulls, and cancels when it is in this phase.
+/// Pulls, and cancels when it is in this phase and ready.
 fn cancelled_in(
     puller: &Puller,
     phase: Phase,
+    ready: impl Fn() -> bool,
 ) -> (
     Result<pocket_llm::models::download::Pulled, DownloadError>,
     Arc<Progress>,
@@ -210,7 +210,7 @@ fn cancelled_in(
         let (puller, progress) = (puller.clone(), Arc::clone(&progress));
         thread::spawn(move || puller.pull(&reference(), Existing::Trust, &progress))
     };
-    while progress.phase() != phase {
+    while progress.phase() != phase || !ready() {
         assert!(!pulling.is_finished(), "it was never in {phase:?}");
         thread::sleep(Duration::from_micros(100));
     }
