@@ -1,7 +1,13 @@
 //! The command line: what can be typed, and what is run for it.
 
+mod list;
+mod models;
 mod pull;
+mod rm;
 mod run;
+mod tokenise;
+mod verify;
+mod vocabulary;
 
 use crate::config::{Machine, ServeArgs};
 use crate::models::download::QUIET;
@@ -33,8 +39,8 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, in tracing's filter syntax: `off`, `warn`, `info`, `pocket_llm=debug` [default: info for serve, off for
-    /// run]
+    /// What to log, in tracing's filter syntax: `off`, `warn`, `info`, `pocket_llm=debug` [default: info for serve,
+    /// warn for pull, off for the others]
     #[arg(long, env = "POCKET_LLM_LOG", global = true, value_name = "FILTER")]
     log: Option<String>,
 
@@ -57,18 +63,46 @@ enum Command {
     Pull(pull::PullArgs),
     /// Ask a model here in the terminal: one prompt, or a chat
     Run(run::RunArgs),
+    /// Show which models are on disk, and which are known
+    List(list::ListArgs),
+    /// Remove models from disk
+    Rm(rm::RmArgs),
+    /// Check model files: size, digest, structure, vocabulary
+    Verify(verify::VerifyArgs),
     /// The worker process that computes; started by `serve` and `run`
     #[command(hide = true)]
     Engine,
+    /// Token ids of texts, for `verify`
+    #[command(hide = true)]
+    Tokenise(tokenise::TokeniseArgs),
 }
 
 /// Runs what was typed.
 pub fn main(cli: Cli) -> Result<ExitCode> {
+    // What goes wrong is said in a sentence; a log line beside it would say it twice.
+    let quiet = || telemetry::start(cli.log.as_deref().unwrap_or("off"), cli.log_format);
     match cli.command {
         Command::Engine => {
             telemetry::start_worker()?;
             worker()?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Tokenise(args) => {
+            telemetry::start_worker()?;
+            tokenise::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::List(args) => {
+            quiet()?;
+            list::run(&args)
+        }
+        Command::Rm(args) => {
+            quiet()?;
+            rm::run(&args)
+        }
+        Command::Verify(args) => {
+            quiet()?;
+            verify::run(&args)
         }
         Command::Serve(args) => {
             let config = args.check(Machine::here())?;
@@ -81,8 +115,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             on_runtime(pull::pull(args))
         }
         Command::Run(args) => {
-            // What goes wrong is said in a sentence; a log line beside it would say it twice.
-            telemetry::start(cli.log.as_deref().unwrap_or("off"), cli.log_format)?;
+            quiet()?;
             on_runtime(run::run(args))
         }
     }

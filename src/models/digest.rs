@@ -132,3 +132,73 @@ pub fn verify(
         sha256: Digest(hasher.finalize().into()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FIPS 180-4's example "abc".
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn texts_are_digests_or_refused() {
+        assert_eq!(Digest::of(b"abc").to_string(), ABC);
+        assert_eq!(ABC.to_uppercase().parse(), Ok(Digest::of(b"abc")));
+        let long = format!("{ABC}0");
+        let odd = ABC.replacen('b', "+", 1);
+        let wide = format!("é{}", &ABC[2..]);
+        for text in ["", "abc", &ABC[1..], &long, &odd, &wide] {
+            assert_eq!(text.parse::<Digest>(), Err(NoDigest), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_in_parts() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("file");
+        let bytes: Vec<u8> = (0..PART * 2 + 7).map(|n| (n % 251) as u8).collect();
+        std::fs::write(&path, &bytes)?;
+        let mut heard = Vec::new();
+        let digested = verify(&path, &AtomicBool::new(false), &mut |bytes, size| {
+            heard.push((bytes, size));
+        })?;
+        assert_eq!(digested.bytes, bytes.len() as u64);
+        assert_eq!(digested.sha256, Digest::of(&bytes));
+        assert_eq!(heard.last(), Some(&(digested.bytes, digested.bytes)));
+        assert!(heard.len() >= 3, "{heard:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn reading_can_be_cancelled_and_notices_writers() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![7; PART * 4])?;
+        let cancel = AtomicBool::new(false);
+        let mut parts = 0;
+        let cancelled = verify(&path, &cancel, &mut |_, _| {
+            parts += 1;
+            cancel.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(
+            (cancelled.map_err(|e| e.kind()), parts),
+            (Err(io::ErrorKind::Interrupted), 1)
+        );
+        for length in [PART * 5, PART * 2] {
+            let file = File::options().write(true).open(&path)?;
+            file.set_len(PART as u64 * 4)?;
+            let mut resized = false;
+            let changed = verify(&path, &AtomicBool::new(false), &mut |_, _| {
+                if !resized {
+                    resized = file.set_len(length as u64).is_ok();
+                }
+            });
+            assert_eq!(
+                changed.map_err(|e| e.kind()),
+                Err(io::ErrorKind::InvalidData),
+                "{length}"
+            );
+        }
+        Ok(())
+    }
+}

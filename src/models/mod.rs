@@ -7,6 +7,8 @@ pub mod catalogue;
 pub mod digest;
 pub mod download;
 mod families;
+pub mod nasty;
+pub mod parity;
 pub mod reference;
 pub mod store;
 

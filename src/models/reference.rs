@@ -168,10 +168,14 @@ impl ModelName {
         if text.starts_with(HUB_PREFIX) {
             return Ok(Self(Kind::Hub(gguf_on_hub(text)?)));
         }
-        let bare = text.strip_suffix(GGUF).unwrap_or(text);
-        match wrong_own(bare) {
-            Some(problem) => Err(NameError::new(text, problem)),
-            None => Ok(Self(Kind::Own(bare.to_owned()))),
+        Self::own(text.strip_suffix(GGUF).unwrap_or(text))
+    }
+
+    /// Checks the stem of a file: nothing is read into it.
+    pub fn own(stem: &str) -> Result<Self, NameError> {
+        match wrong_own(stem) {
+            Some(problem) => Err(NameError::new(stem, problem)),
+            None => Ok(Self(Kind::Own(stem.to_owned()))),
         }
     }
 
@@ -210,6 +214,8 @@ impl FromStr for ModelName {
 impl fmt::Display for ModelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
+            // It is read back without its end, so one that is part of the name needs another.
+            Kind::Own(name) if name.ends_with(GGUF) => write!(f, "{name}{GGUF}"),
             Kind::Own(name) => f.write_str(name),
             Kind::Hub(hub) => hub.fmt(f),
         }
@@ -257,12 +263,13 @@ fn is_refused(c: char) -> bool {
 /// follows: `~` is in no hub name.
 fn hub_stem(hub: &HubFile) -> String {
     use sha2::Digest as _;
-    let file = hub.file().strip_suffix(GGUF).unwrap_or(hub.file());
-    let mut stem = format!("{}/{file}", hub.repo());
+    let model = hub.file().strip_suffix(GGUF);
+    let mut stem = format!("{}/{}", hub.repo(), model.unwrap_or(hub.file()));
     if let Some(revision) = hub.revision() {
         stem = format!("{stem}@{revision}");
     }
-    let unclear = stem.contains("--") || stem.contains("-/") || stem.contains("-@");
+    let unclear =
+        model.is_none() || stem.contains("--") || stem.contains("-/") || stem.contains("-@");
     let stem = stem.replace('/', "--");
     if !unclear && stem.len() <= LONGEST_NAME {
         return stem;

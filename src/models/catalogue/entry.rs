@@ -3,7 +3,7 @@
 use super::CatalogueError;
 use super::fields::Fields;
 use crate::models::digest::Digest;
-use crate::models::reference::{HubFile, ModelName};
+use crate::models::reference::{GGUF, HubFile, LONGEST_NAME, ModelName};
 
 /// A known model.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,8 +171,9 @@ fn name(fields: &mut Fields) -> Result<String, CatalogueError> {
 
 fn aliases(fields: &mut Fields) -> Result<Vec<String>, CatalogueError> {
     let aliases = fields.texts("aliases")?;
-    let bad =
-        |alias: &&String| alias.trim() != alias.as_str() || alias.is_empty() || alias.len() > 200;
+    let bad = |alias: &&String| {
+        alias.trim() != alias.as_str() || alias.is_empty() || alias.len() > LONGEST_NAME
+    };
     match aliases.iter().find(bad) {
         Some(alias) => Err(fields.wrong("aliases", &format!("{alias:?} is no name"))),
         None => Ok(aliases),
@@ -182,7 +183,7 @@ fn aliases(fields: &mut Fields) -> Result<Vec<String>, CatalogueError> {
 fn source(fields: &mut Fields) -> Result<Source, CatalogueError> {
     let mut table = fields.table("source")?;
     let hub = hub_file(&mut table)?;
-    if !hub.file().ends_with(crate::models::reference::GGUF) {
+    if !hub.file().ends_with(GGUF) {
         return Err(table.wrong("file", "a model is a file that ends in .gguf"));
     }
     let bytes = table.optional_bytes("bytes")?;

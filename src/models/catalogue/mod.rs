@@ -5,6 +5,8 @@
 
 mod entry;
 mod fields;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::io::Read;

@@ -7,7 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Files that may be left behind beside a model's.
-const LEFT: [&str; 4] = [".partial", ".partial.json", ".json", ".lock"];
+const LEFT: [&str; 5] = [
+    ".partial",
+    ".partial.json",
+    ".partial.json.new",
+    ".json",
+    ".lock",
+];
+/// Nobody takes longer to write a small file.
+const LONGEST_WRITE: Duration = Duration::from_mins(1);
 
 /// What was cleaned away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +34,7 @@ impl Store {
         let files = self.files()?;
         for name in files.iter().filter(|name| is_temporary(name)) {
             let path = self.root().join(name);
-            if is_older(&path, older_than) {
+            if is_older(&path, older_than.max(LONGEST_WRITE)) {
                 cleaned.add(&path)?;
             }
         }
@@ -50,13 +58,11 @@ impl Store {
             Err(StoreError::Locked { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let (partial, note) = (
-            with_end(&model, ".partial"),
-            with_end(&model, ".partial.json"),
-        );
+        let partial = with_end(&model, ".partial");
         if !partial.exists() || is_older(&partial, older_than) {
-            cleaned.add(&partial)?;
-            cleaned.add(&note)?;
+            for end in ["", ".json", ".json.new"] {
+                cleaned.add(&with_end(&partial, end))?;
+            }
         }
         if !model.exists() {
             cleaned.add(&super::manifest_path(&model))?;
@@ -85,7 +91,7 @@ fn stem(name: &str) -> Option<&str> {
     let stem = LEFT
         .iter()
         .find_map(|end| name.strip_suffix(end)?.strip_suffix(GGUF))?;
-    ModelName::parse(stem).is_ok().then_some(stem)
+    ModelName::own(stem).is_ok().then_some(stem)
 }
 
 /// Whether a file was not written for this long.

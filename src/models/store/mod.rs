@@ -11,7 +11,8 @@ mod manifest;
 mod root;
 mod write;
 
-use super::reference::{GGUF, ModelName};
+use super::catalogue::Catalogue;
+use super::reference::{GGUF, ModelName, NameError};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -146,6 +147,14 @@ pub struct Partial {
     pub running: bool,
 }
 
+impl Partial {
+    /// Per cent of the bytes that are there, if it is known how many there will be.
+    pub fn percent(&self) -> Option<u64> {
+        let expected = self.expected.filter(|expected| *expected > 0)?;
+        Some(self.bytes.saturating_mul(100) / expected)
+    }
+}
+
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -189,22 +198,54 @@ impl Store {
     /// All models, by name.
     pub fn list(&self) -> Result<Vec<Stored>, StoreError> {
         let mut models = Vec::new();
-        for file in self.files()? {
-            let Some(stem) = file.strip_suffix(GGUF) else {
-                continue;
-            };
-            match ModelName::parse(stem) {
-                Ok(name) => models.extend(self.look(&name)?),
-                Err(error) => tracing::warn!(%error, "a file in the model directory is left out"),
-            }
+        for name in self.names()?.into_iter().flatten() {
+            models.extend(self.look(&name)?);
         }
         models.sort_by_cached_key(|model| model.name.to_string());
         Ok(models)
     }
 
+    /// Model files that are not found, because their names can't be a model's: renamed they are.
+    pub fn unnameable(&self) -> Result<Vec<NameError>, StoreError> {
+        Ok(self.names()?.into_iter().filter_map(Result::err).collect())
+    }
+
+    fn names(&self) -> Result<Vec<Result<ModelName, NameError>>, StoreError> {
+        let files = self.files()?;
+        let stems = files.iter().filter_map(|file| file.strip_suffix(GGUF));
+        Ok(stems.map(ModelName::own).collect())
+    }
+
     /// The model of this name, if it is on disk.
     pub fn find(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
         self.look(name)
+    }
+
+    /// The name under which a model is on disk, or would be. What is there under exactly this name comes first, then what the
+    /// catalogue calls so, then what differs in case only.
+    pub fn name_of(&self, text: &str, catalogue: &Catalogue) -> Result<ModelName, NameError> {
+        let own = ModelName::parse(text);
+        if let Ok(name) = &own
+            && self.has(name)
+        {
+            return own;
+        }
+        if let Some(entry) = catalogue.find(text) {
+            return Ok(entry.model_name());
+        }
+        let wanted = text.strip_suffix(GGUF).unwrap_or(text).to_lowercase();
+        let alike = self.list().unwrap_or_default().into_iter();
+        let mut alike = alike.filter(|model| model.name.to_string().to_lowercase() == wanted);
+        match (alike.next(), alike.next()) {
+            (Some(only), None) => Ok(only.name),
+            _ => own,
+        }
+    }
+
+    /// Whether a model, or a part of it, is on disk.
+    pub fn has(&self, name: &ModelName) -> bool {
+        let path = self.place(name);
+        path.symlink_metadata().is_ok() || with_end(&path, ".partial").exists()
     }
 
     /// Downloads that are not complete, by name.
@@ -214,7 +255,7 @@ impl Store {
             let Some(stem) = file.strip_suffix(".gguf.partial") else {
                 continue;
             };
-            if ModelName::parse(stem).is_ok()
+            if ModelName::own(stem).is_ok()
                 && let Some(partial) = self.partial(stem)
             {
                 partials.push(partial);
@@ -288,7 +329,7 @@ impl Store {
         let name = path.file_name().map(|name| name.to_string_lossy());
         let valid = name.is_some_and(|name| {
             name.strip_suffix(GGUF)
-                .is_some_and(|stem| ModelName::parse(stem).is_ok())
+                .is_some_and(|stem| ModelName::own(stem).is_ok())
         });
         if valid && path.parent() == Some(&self.root) {
             return Ok(());
@@ -363,11 +404,12 @@ impl Store {
 }
 
 /// All files that belong to a model's, which comes first. The lock is not among them.
-fn beside(path: &Path) -> [PathBuf; 5] {
+fn beside(path: &Path) -> [PathBuf; 6] {
     [
         path.to_owned(),
         with_end(path, ".partial"),
         with_end(path, ".partial.json"),
+        with_end(path, ".partial.json.new"),
         tokenizer_path(path),
         manifest_path(path),
     ]

@@ -7,6 +7,7 @@
 mod decoder;
 mod log;
 mod memory;
+mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
@@ -26,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 use vocab::LlamaVocabulary;
 
 pub use log::LlamaLog;
+pub use tokenize::answer as answer_texts;
 
 /// Loads GGUF files through llama.cpp.
 #[derive(Clone, Copy, Debug, Default)]
