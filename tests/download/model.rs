@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The file that every hub of these tests has.
 pub(crate) const NAME: &str = "hf:owner/name/model.gguf";
 
-/// Random numbers from a seed (SplitMix64).
+/// Random numbers from a seed (`SplitMix64`).
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -114,7 +114,7 @@ impl Place {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             // A manifest that a kill cut short; `clean` removes it.
-            .filter(|name| !name.ends_with(".tmp"))
+            .filter(|name| !name.starts_with('.'))
             .collect();
         names.sort();
         let name = "owner--name--model.gguf";

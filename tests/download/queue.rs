@@ -44,7 +44,7 @@ fn until(downloads: &Downloads, wanted: impl Fn(&[DownloadStatus]) -> bool) -> V
         .unwrap();
     runtime.block_on(async {
         let found =
-            tokio::time::timeout(Duration::from_secs(60), reports.wait_for(|all| wanted(all)));
+            tokio::time::timeout(Duration::from_mins(1), reports.wait_for(|all| wanted(all)));
         found.await.expect("in vain for a report").unwrap().to_vec()
     })
 }
@@ -84,7 +84,7 @@ fn one_runs_eight_wait_and_a_cancel_takes_its_place_away() {
     hub.script(At::Store, [Act::stall(300_000)]);
     let downloads = Downloads::new(place.puller.clone());
     downloads.start(reference()).unwrap();
-    hub.stalls.recv_timeout(Duration::from_secs(60)).unwrap();
+    hub.stalls.recv_timeout(Duration::from_mins(1)).unwrap();
     assert_eq!(downloads.start(reference()).unwrap(), Start::AlreadyRunning);
     for number in 0..8 {
         assert_eq!(downloads.start(other(number)).unwrap(), Start::Started);
@@ -140,7 +140,7 @@ fn a_shutdown_ends_what_runs_and_what_waits() {
     let downloads = Downloads::new(place.puller.clone());
     downloads.start(reference()).unwrap();
     downloads.start(other(1)).unwrap();
-    hub.stalls.recv_timeout(Duration::from_secs(60)).unwrap();
+    hub.stalls.recv_timeout(Duration::from_mins(1)).unwrap();
     downloads.shutdown();
     let all = downloads.snapshot();
     assert!(
@@ -159,7 +159,7 @@ fn a_cancel_takes_effect_wherever_a_download_is() {
     };
     for (at, act, phase) in [
         (At::Api, no_head(), Phase::Asking),
-        (At::Api, Act::of(200, "{").stalled(1), Phase::Asking),
+        (At::Api, Act::of(200, "{}").stalled(1), Phase::Asking),
         (At::Api, pause(), Phase::Pausing),
         (At::Hub, no_head(), Phase::Connecting),
         (At::Hub, pause(), Phase::Pausing),
