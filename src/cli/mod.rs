@@ -39,8 +39,8 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// What to log, in tracing's filter syntax: `off`, `warn`, `info`, `pocket_llm=debug` [default: info for serve, off for
-    /// the others]
+    /// What to log, in tracing's filter syntax: `off`, `warn`, `info`, `pocket_llm=debug` [default: info for serve,
+    /// warn for pull, off for the others]
     #[arg(long, env = "POCKET_LLM_LOG", global = true, value_name = "FILTER")]
     log: Option<String>,
 

@@ -3,31 +3,26 @@
 //! Standard output gets one line per model, its file and digest; what happens meanwhile goes to standard error, as a bar on a terminal
 //! and as a line now and then elsewhere. Ctrl-C leaves what came, and the next pull goes on from there.
 
+mod display;
+
+use super::models::{ModelArgs, size};
+use crate::models::ModelRef;
 use crate::models::download::{
-    DownloadError, Existing, How, Hub, Phase, Progress, Pulled, Puller, Settings,
+    DownloadError, Existing, How, Hub, Progress, Pulled, Puller, Settings,
 };
-use crate::models::store::{Store, default_root};
-use crate::models::{Catalogue, ModelRef};
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use display::Display;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Between two looks at a download.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// Without a terminal a line is written when this long has gone by, or
-const LINE_EVERY: Duration = Duration::from_secs(5);
-
-/// this much of the file has come, in percent.
-const LINE_STEP: u64 = 5;
 
 /// What `pull` takes.
 #[derive(Args, Clone, Debug)]
@@ -36,9 +31,8 @@ pub(super) struct PullArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
 
-    /// The directory of models [default: pocket-llm/models in the user's data directory]
-    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
+    #[command(flatten)]
+    models: ModelArgs,
 
     /// Read files that are there already, and compare them with their digests
     #[arg(long, env = "POCKET_LLM_PULL_VERIFY", value_parser = FalseyValueParser::new())]
@@ -101,19 +95,16 @@ impl PullArgs {
 }
 
 pub(super) async fn pull(args: PullArgs) -> Result<ExitCode> {
-    let root = match &args.models {
-        Some(models) => models.clone(),
-        None => default_root()?,
-    };
+    let catalogue = args.models.catalogue()?;
     let puller = Arc::new(Puller {
-        store: Store::open(&root)?,
+        store: args.models.store()?,
         hub: Hub::from_environment()?,
         settings: args.settings(),
     });
     let mut stops = Stops::new()?;
     let mut code = ExitCode::SUCCESS;
     for name in &args.names {
-        let reference = match ModelRef::parse(name, Catalogue::builtin()) {
+        let reference = match ModelRef::parse(name, &catalogue) {
             Ok(reference) => reference,
             Err(error) => {
                 eprintln!("pocket-llm: {error}");
@@ -205,7 +196,7 @@ impl Stops {
 
 /// The result's line.
 fn report(name: &str, pulled: &Pulled) -> Result<()> {
-    let size = HumanBytes(pulled.bytes);
+    let size = size(pulled.bytes);
     match pulled.how {
         How::Fetched { .. } => eprintln!("{name}: fetched, {size}"),
         How::AlreadyThere => eprintln!("{name}: is there already, {size}"),
@@ -217,111 +208,5 @@ fn report(name: &str, pulled: &Pulled) -> Result<()> {
         // Nobody reads it any more (`| head`); the model is here all the same.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
-    }
-}
-
-/// A bar, or lines.
-enum Display {
-    Bar(ProgressBar),
-    Lines(Lines),
-}
-
-struct Lines {
-    name: String,
-    /// When the last line was written, and the bytes then.
-    last: Option<(Instant, u64)>,
-}
-
-impl Display {
-    fn new(name: &str) -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self::Lines(Lines {
-                name: name.to_owned(),
-                last: None,
-            });
-        }
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_prefix(name.to_owned());
-        Self::Bar(bar)
-    }
-
-    fn show(&mut self, progress: &Progress) {
-        match self {
-            Self::Bar(bar) => show_bar(bar, progress),
-            Self::Lines(lines) => lines.show(progress),
-        }
-    }
-
-    fn clear(&self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-fn show_bar(bar: &ProgressBar, progress: &Progress) {
-    let template = match (progress.total(), progress.phase()) {
-        (Some(total), Phase::Receiving) => {
-            bar.set_length(total);
-            "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left{msg}"
-        }
-        (None, Phase::Receiving) => "{prefix} {bytes} {bytes_per_sec}{msg}",
-        _ => "{prefix} {bytes}: {msg}",
-    };
-    bar.set_style(
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    bar.set_message(match (progress.phase(), progress.attempt()) {
-        (Phase::Receiving, 0 | 1) => String::new(),
-        (Phase::Receiving, attempt) => format!(" (try {attempt})"),
-        (phase, 0 | 1) => words(phase).into(),
-        (phase, attempt) => format!("{} (try {attempt})", words(phase)),
-    });
-    bar.set_position(progress.received());
-    bar.tick();
-}
-
-impl Lines {
-    fn show(&mut self, progress: &Progress) {
-        let (now, received, total) = (Instant::now(), progress.received(), progress.total());
-        let Some((when, then)) = self.last else {
-            self.last = Some((now, received));
-            return;
-        };
-        let step = total.map_or(u64::MAX, |total| (total * LINE_STEP).div_ceil(100));
-        let is_due = now - when >= LINE_EVERY || received.saturating_sub(then) >= step;
-        if !is_due {
-            return;
-        }
-        let of = total.map_or(String::new(), |total| format!(" of {}", HumanBytes(total)));
-        let milliseconds = u64::try_from((now - when).as_millis()).unwrap_or(u64::MAX);
-        let came = received.saturating_sub(then).saturating_mul(1000);
-        let speed = came.checked_div(milliseconds).unwrap_or(0);
-        let mut rest = String::new();
-        if progress.phase() == Phase::Receiving && speed > 0 {
-            let left = total.map_or(0, |total| total.saturating_sub(received) / speed);
-            let left = HumanDuration(Duration::from_secs(left));
-            rest = format!(", {}/s, {left} left", HumanBytes(speed));
-        }
-        if progress.attempt() > 1 {
-            rest = format!("{rest} (try {})", progress.attempt());
-        }
-        let (name, doing) = (&self.name, words(progress.phase()));
-        eprintln!("{name}: {doing}, {}{of}{rest}", HumanBytes(received));
-        self.last = Some((now, received));
-    }
-}
-
-fn words(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waiting",
-        Phase::Asking => "asking the hub",
-        Phase::Locked => "another process fetches it, waiting",
-        Phase::Rereading => "reading what is there",
-        Phase::Connecting => "connecting",
-        Phase::Receiving => "receiving",
-        Phase::Pausing => "pausing before another try",
-        Phase::Checking => "checking",
-        Phase::Ended => "done",
     }
 }

@@ -236,6 +236,9 @@ impl Fetch<'_> {
     /// A partial answer is believed if it continues what is here, of the same file.
     fn believe(&mut self, answer: &Answer, from: u64) -> Result<(), Fault> {
         check_encoding(answer)?;
+        if from == 0 {
+            return Err(Fault::again("got a part where the whole was asked for"));
+        }
         let range = answer.header(header::CONTENT_RANGE).and_then(content_range);
         let Some((_, total)) = range.filter(|(start, _)| *start == from) else {
             self.bad_ranges += 1;

@@ -4,7 +4,7 @@
 //! bad redirect makes them panic.
 
 use super::client::{Answer, Client, Fault, Wanted};
-use super::location::{fault, parse_url, shown};
+use super::location::{parse_url, shown};
 use super::retry::backoff;
 use super::{DownloadError, Phase, Progress, Reach, Settings, Token};
 use crate::models::digest::Digest;
@@ -102,15 +102,7 @@ impl Hub {
         settings: &Settings,
         progress: &Progress,
     ) -> Result<Described, DownloadError> {
-        let request = self.repo(file).info_request().query("blobs", "true");
-        let url = request
-            .uri_ref()
-            .cloned()
-            .filter(|url| fault(url).is_none());
-        let url = url.ok_or_else(|| DownloadError::BadUrl {
-            url: file.to_string(),
-            why: "no URL can be made of it",
-        })?;
+        let url = self.info_url(file)?;
         let attempts = if known {
             TRIES_IF_KNOWN
         } else {
@@ -159,6 +151,17 @@ impl Hub {
         }
         let info: Info = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
         info.of(file)
+    }
+
+    /// Where the hub describes a file's repository. With `blobs` it states lengths and digests.
+    fn info_url(&self, file: &HubFile) -> Result<Uri, DownloadError> {
+        match self.repo(file).info_request().uri_ref() {
+            Some(url) => parse_url(&format!("{url}?blobs=true")),
+            None => Err(DownloadError::BadUrl {
+                url: file.to_string(),
+                why: "no URL can be made of it",
+            }),
+        }
     }
 
     fn repo(&self, file: &HubFile) -> ApiRepo {
@@ -268,7 +271,7 @@ mod tests {
             "https://a b",
             "https://mirror.example/?x=1",
             "https://mirror.example#x",
-            "https://user:secret@mirror.example",
+            "https://user:s3cr3t@mirror.example",
             "https://mirror.example:port",
             "https://mirror.example:99999999",
             "https://[::1",
@@ -276,7 +279,7 @@ mod tests {
             "http://größe.example/ü",
         ] {
             let error = Hub::new(endpoint, None).expect_err(endpoint).to_string();
-            assert!(!error.contains("secret"), "{error}");
+            assert!(!error.contains("s3cr3t"), "{error}");
         }
     }
 

@@ -244,6 +244,12 @@ impl Partial {
     }
 }
 
+/// Removes what a download left beside a file that is whole: a kill between its last two steps leaves the record.
+pub(super) fn forget(target: &Path) -> Result<(), DownloadError> {
+    remove(&with_end(target, ".partial"))?;
+    remove(&with_end(target, ".partial.json"))
+}
+
 /// A record that can't be read is none.
 fn read_record(path: &Path) -> Option<Record> {
     let mut bytes = Vec::new();

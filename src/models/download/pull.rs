@@ -5,6 +5,7 @@
 //! processes that want the same model one fetches, and the other finds it.
 
 use super::location::shown;
+use super::partial;
 use super::{Described, DownloadError, Fetched, Hub, Job, Phase, Progress, Reach, Settings, fetch};
 use crate::models::digest::{Digest, verify};
 use crate::models::reference::{HubFile, ModelName, ModelRef};
@@ -180,6 +181,7 @@ impl Puller {
                 received: 0,
             };
             let pulled = self.record(wanted, commit, &right)?;
+            partial::forget(&stored.path)?;
             return Ok(Some(Pulled {
                 how: How::Verified,
                 ..pulled
