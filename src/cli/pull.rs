@@ -5,7 +5,8 @@
 
 mod display;
 
-use super::models::{ModelArgs, size};
+use super::models::size;
+use crate::config::StoreArgs;
 use crate::models::ModelRef;
 use crate::models::download::{
     DownloadError, Existing, How, Hub, Progress, Pulled, Puller, Settings,
@@ -32,7 +33,7 @@ pub(super) struct PullArgs {
     names: Vec<String>,
 
     #[command(flatten)]
-    models: ModelArgs,
+    models: StoreArgs,
 
     /// Read files that are there already, and compare them with their digests
     #[arg(long, env = "POCKET_LLM_PULL_VERIFY", value_parser = FalseyValueParser::new())]

@@ -2,8 +2,6 @@
 
 pub mod memory;
 
-pub mod memory;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
