@@ -40,7 +40,7 @@ pub fn parse_url(text: &str) -> Result<Uri, DownloadError> {
 }
 
 /// A URL as it may be shown and stored: without user, password and query, where signatures are.
-pub(super) fn shown(url: &Uri) -> String {
+pub fn shown(url: &Uri) -> String {
     let authority = url.authority().map_or("", |authority| {
         let text = authority.as_str();
         text.rsplit_once('@').map_or(text, |(_, host)| host)

@@ -13,6 +13,7 @@ mod client;
 mod error;
 mod fetch;
 mod hub;
+mod install;
 mod location;
 mod partial;
 mod progress;
@@ -21,6 +22,7 @@ mod queue;
 mod retry;
 
 use super::digest::Digest;
+use super::gguf::Gguf;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,10 +32,10 @@ pub use address::is_public;
 pub use error::DownloadError;
 pub use fetch::fetch;
 pub use hub::{Described, Hub};
-pub use location::parse_url;
+pub use location::{parse_url, shown};
 pub use progress::{Phase, Progress};
 pub use pull::{Existing, How, Pulled, Puller};
-pub use queue::{DownloadStatus, Downloads, Refused, Start};
+pub use queue::{DownloadStatus, Downloads, Refused, Start, Wish};
 
 /// A log filter's directives that keep the HTTP library quiet: on its finest level it writes whole URLs, signatures and all.
 pub const QUIET: &str = "ureq=off,ureq_proto=off,rustls=off";
@@ -116,8 +118,11 @@ impl Default for Settings {
             backoff_cap: Duration::from_secs(30),
             retry_after_cap: Duration::from_mins(5),
             reserve_bytes: 64 << 20,
-            // The magic number was seen when the first bytes came.
-            structure: |_| Ok(()),
+            structure: |path| {
+                Gguf::read(path)
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            },
         }
     }
 }

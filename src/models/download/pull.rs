@@ -128,7 +128,7 @@ impl Puller {
     }
 
     /// Takes the file's lock, however long another process fetches it.
-    fn lock(&self, path: &Path, progress: &Progress) -> Result<Lock, DownloadError> {
+    pub(super) fn lock(&self, path: &Path, progress: &Progress) -> Result<Lock, DownloadError> {
         loop {
             progress.check()?;
             match self.store.lock(path) {

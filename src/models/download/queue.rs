@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use ureq::http::Uri;
 
 /// Downloads that may wait for the running one.
 const MOST_WAITING: usize = 8;
@@ -28,6 +29,26 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 /// The downloads of this process. Clones are the same downloads.
 #[derive(Clone)]
 pub struct Downloads(Arc<Shared>);
+
+/// A file that somebody wants.
+#[derive(Clone, Debug)]
+pub enum Wish {
+    /// A model of the catalogue, or a file on the hub.
+    Model(ModelRef),
+    /// The file at an address that a client named.
+    Url {
+        /// What it is to be called.
+        name: ModelName,
+        /// Where it is; from [`parse_url`](super::parse_url).
+        url: Uri,
+    },
+}
+
+impl From<ModelRef> for Wish {
+    fn from(reference: ModelRef) -> Self {
+        Self::Model(reference)
+    }
+}
 
 /// What became of a wish.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +120,7 @@ struct State {
 
 struct Task {
     name: ModelName,
-    reference: ModelRef,
+    wish: Wish,
     progress: Progress,
     speed: Mutex<Speed>,
     started_at: Moment,
@@ -117,9 +138,15 @@ impl Downloads {
     }
 
     /// Begins to fetch a model, unless that is done or being done.
-    pub fn start(&self, reference: ModelRef) -> Result<Start, Refused> {
-        let name = name_of(&reference)?;
-        if let Some(there) = self.0.puller.available(&reference)? {
+    pub fn start(&self, wish: impl Into<Wish>) -> Result<Start, Refused> {
+        let wish = wish.into();
+        let name = name_of(&wish)?;
+        let puller = &self.0.puller;
+        let there = match &wish {
+            Wish::Model(reference) => puller.available(reference)?,
+            Wish::Url { name, url } => puller.installed(name, url)?,
+        };
+        if let Some(there) = there {
             return Ok(Start::AlreadyAvailable(there));
         }
         let mut state = self.0.state();
@@ -143,7 +170,7 @@ impl Downloads {
         state.ended.retain(|ended| ended.name != name);
         state.tasks.push_back(Arc::new(Task {
             name,
-            reference,
+            wish,
             progress: Progress::default(),
             speed: Mutex::default(),
             started_at: Moment::now(),
@@ -240,8 +267,15 @@ impl Shared {
                     .name("download".into())
                     .spawn_scoped(scope, || {
                         let _done = done;
-                        self.puller
-                            .pull(&task.reference, Existing::Trust, &task.progress)
+                        match &task.wish {
+                            Wish::Model(reference) => {
+                                let existing = Existing::Trust;
+                                self.puller.pull(reference, existing, &task.progress)
+                            }
+                            Wish::Url { name, url } => {
+                                self.puller.install(name, url, &task.progress)
+                            }
+                        }
                     });
             let fetching =
                 fetching.map_err(|error| format!("no thread could be started: {error}"))?;
@@ -332,11 +366,12 @@ impl Speed {
     }
 }
 
-fn name_of(reference: &ModelRef) -> Result<ModelName, DownloadError> {
-    match reference {
-        ModelRef::Known(entry) => Ok(entry.model_name()),
-        ModelRef::Hub(hub) => Ok(HubFile::clone(hub).into()),
-        ModelRef::Path(path) => Err(DownloadError::Path(path.clone())),
+fn name_of(wish: &Wish) -> Result<ModelName, DownloadError> {
+    match wish {
+        Wish::Url { name, .. } => Ok(name.clone()),
+        Wish::Model(ModelRef::Known(entry)) => Ok(entry.model_name()),
+        Wish::Model(ModelRef::Hub(hub)) => Ok(HubFile::clone(hub).into()),
+        Wish::Model(ModelRef::Path(path)) => Err(DownloadError::Path(path.clone())),
     }
 }
 

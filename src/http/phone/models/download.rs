@@ -98,6 +98,10 @@ pub(super) fn refused(refused: Refused) -> ApiError {
         Refused::Download(DownloadError::Store(_)) => {
             ApiError::new(Code::StoragePermissionDenied, text)
         }
+        Refused::Download(DownloadError::InTheWay { .. }) => ApiError::new(
+            Code::InvalidModel,
+            "another model has this name: choose another one",
+        ),
         Refused::Download(_) => ApiError::new(Code::InvalidModel, text),
     }
 }

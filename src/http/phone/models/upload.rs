@@ -6,7 +6,7 @@ use super::download::{answer, downloads, forbidden, refused};
 use super::manage::blocking;
 use super::texts;
 use crate::models::ModelName;
-use crate::models::download::parse_url;
+use crate::models::download::{Wish, parse_url, shown};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -35,14 +35,12 @@ pub(in crate::http) async fn install(
         ApiError::new(Code::InvalidRequest, error.to_string()).required(vec!["url"])
     })?;
     let downloads = downloads(&app)?;
-    let shown = url.to_string();
-    let wanted = model.clone();
-    let started = blocking(move || {
-        downloads.start(crate::models::ModelRef::Path(
-            format!("{wanted}{url}").into(),
-        ))
-    })
-    .await?;
+    let shown = shown(&url);
+    let wish = Wish::Url {
+        name: model.clone(),
+        url,
+    };
+    let started = blocking(move || downloads.start(wish)).await?;
     Ok(answer(
         &model.to_string(),
         &shown,
