@@ -368,20 +368,44 @@ fn partial_answers_that_fit_nothing_are_not_believed() {
         [untagged(Some(400_000)), unasked, untagged(None)],
     );
     succeeds(&hub, &place);
-    // Another tag although the range was asked for by the old one.
-    let (hub, place) = start();
-    let other = Act {
-        body: Some(vec![0; LENGTH - 400_000]),
-        status: Some(206),
-        ..Act::default()
+}
+
+#[test]
+fn without_a_digest_parts_are_put_together_only_by_their_headers() {
+    let cases = |hub: &Hub| {
+        let bytes = hub.blob().bytes;
+        let part = |etag: &str, start: usize, body: Vec<u8>| {
+            Act {
+                status: Some(206),
+                body: Some(body),
+                ..Act::default()
+            }
+            .with("ETag", etag.to_owned())
+            .with(
+                "Content-Range",
+                format!("bytes {start}-{}/{LENGTH}", LENGTH - 1),
+            )
+        };
+        let tag = hub.blob().etag;
+        [
+            // Another tag although the range was asked for by the old one; no tag.
+            part("\"other\"", 400_000, vec![0; LENGTH - 400_000]),
+            part("", 400_000, vec![0; LENGTH - 400_000]),
+            // The right file from another place.
+            part(&tag, 500_000, bytes[500_000..].to_vec()),
+        ]
     };
-    let other = other.with("ETag", "\"other\"".into()).with(
-        "Content-Range",
-        format!("bytes 400000-{}/{LENGTH}", LENGTH - 1),
-    );
-    hub.script(At::Store, [Act::cut(400_000), other]);
-    succeeds(&hub, &place);
-    assert_eq!(ranges(&hub)[2], (200, 0, LENGTH));
+    for case in 0..3 {
+        let (hub, place) = start();
+        hub.describe(Describes::Nothing, false);
+        let [act, _, _] = {
+            let mut acts = cases(&hub);
+            acts.swap(0, case);
+            acts
+        };
+        hub.script(At::Store, [Act::cut(400_000), act]);
+        succeeds(&hub, &place);
+    }
 }
 
 #[test]
