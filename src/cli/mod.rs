@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what is run for it.
 
 mod run;
+mod show;
 
 use crate::config::{Machine, ServeArgs};
 use crate::serve;
@@ -53,6 +54,8 @@ enum Command {
     Serve(ServeArgs),
     /// Ask a model here in the terminal: one prompt, or a chat
     Run(run::RunArgs),
+    /// Tell what a model file holds, and what it needs
+    Show(show::ShowArgs),
     /// The worker process that computes; started by `serve` and `run`
     #[command(hide = true)]
     Engine,
@@ -76,6 +79,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             telemetry::start(cli.log.as_deref().unwrap_or("off"), cli.log_format)?;
             on_runtime(run::run(args))
         }
+        Command::Show(args) => show::show(&args),
     }
 }
 
