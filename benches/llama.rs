@@ -36,7 +36,6 @@ async fn start(parallel: u32) -> EngineHandle {
             batch_size: 128,
             step_ms: 300,
             places: parallel,
-            repack: true,
             chat_template: None,
         },
         launch: Launch::Thread(Arc::new(|stream| {

@@ -80,11 +80,6 @@ pub struct EngineArgs {
     #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", value_name = "ROWS")]
     pub batch_size: Option<u32>,
 
-    /// Don't keep a second copy of the weights in the layout that the processor likes best: saves up to the size of the
-    /// model, and costs speed, most of all for prompts [default: keep it if there is memory for it]
-    #[arg(long, env = "POCKET_LLM_NO_REPACK", value_parser = FalseyValueParser::new())]
-    pub no_repack: bool,
-
     /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
     /// a reserve]
     #[arg(long, env = "POCKET_LLM_MEMORY", value_name = "MIB")]
@@ -419,7 +414,6 @@ impl EngineArgs {
             batch_size: self.batch_size.unwrap_or(DEFAULT_ROWS).max(sequences),
             step_ms: self.step_ms,
             places: sequences + queue,
-            repack: !self.no_repack,
             chat_template: None,
         };
         Ok(PoolSettings {
@@ -434,7 +428,6 @@ impl EngineArgs {
                 ctx_size: self.ctx_size,
                 parallel,
                 batch_size: self.batch_size,
-                repack: self.no_repack.then_some(false),
             },
             kernels: machine.kernels,
             memory: self.memory.map(|mebibytes| mebibytes << 20),

@@ -8,15 +8,21 @@
 mod models;
 
 use models::test_model;
+use pocket_llm::device::memory::{Free, anonymous_bytes};
 use pocket_llm::engine::{
     EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch, Message,
     ModelInfo, Outcome, Prompt, Request, Role, Sampling, WorkerConfig,
 };
+use pocket_llm::models::gguf::Gguf;
+use pocket_llm::models::memory::{Asked, Kernels, plan};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 const SMALL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// The shapes, vocabularies and templates of larger models, with noise for weights.
+const GEMMA: &str = "gemma3-tiny.gguf";
+const QWEN: &str = "qwen2.5-tiny.gguf";
 
 /// Rows of a step below 64: across that border attention rounds differently, and greedy text may differ.
 const FEW_ROWS: u32 = 48;
@@ -32,7 +38,6 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             batch_size: rows,
             step_ms: 300,
             places: 64,
-            repack: true,
             chat_template: None,
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
@@ -297,5 +302,91 @@ async fn sizes_that_can_not_work_are_refused_with_one_that_would() {
         }
         engine.shutdown().await;
     }
+}
+}
+
+/// Where further models may lie; those that are not there are left out.
+const FURTHER: [&str; 3] = [
+    "gemma-3-270m-q4_k_m.gguf",
+    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "gemma3-1b-Q4_0.gguf",
+];
+
+real! {
+/// Every load, with whatever settings: the buffers that llama.cpp reports, against those planned from the header.
+async fn the_memory_plan_is_right_within_5_percent() {
+    let tested = [SMALL, GEMMA, QWEN];
+    let mut models = tested.map(test_model).to_vec();
+    let folder = models[0].parent().unwrap().to_owned();
+    models.extend(FURTHER.map(|name| folder.join(name)).into_iter().filter(|path| path.is_file()));
+    for model in models {
+        let header = Gguf::read(&model).unwrap();
+        for (parallel, context, rows) in [(1, 256, 8), (4, 2048, 128), (2, 1024, 512), (8, 512, 32)] {
+            let asked = Asked {
+                ctx_size: Some(context * parallel),
+                parallel: Some(parallel),
+                batch_size: Some(rows),
+            };
+            let planned = plan(&header, &asked, Kernels::here(), None).unwrap().needs;
+            let engine = EngineHandle::start(options(model.clone(), parallel, context, rows)).unwrap();
+            let EngineState::Ready(info) = engine.loaded().await else {
+                panic!("{:?}", engine.loaded().await)
+            };
+            let reported: u64 = info.buffers.iter().map(|(_, bytes)| bytes).sum();
+            let apart = planned.buffers().abs_diff(reported);
+            let about = format!("{} {parallel} {context} {rows}: {planned:?}, {:?}", model.display(), info.buffers);
+            assert!(apart * 20 <= reported, "{about}");
+            engine.shutdown().await;
+        }
+    }
+}
+}
+
+real! {
+/// What the worker holds beside llama.cpp's buffers, against the plan: never more, and not much less.
+async fn the_worker_itself_is_planned_too() {
+    for name in [SMALL, GEMMA, QWEN] {
+        let model = test_model(name);
+        let asked = Asked {
+            ctx_size: Some(1024),
+            parallel: Some(2),
+            batch_size: Some(32),
+        };
+        let needs = plan(&Gguf::read(&model).unwrap(), &asked, Kernels::here(), None).unwrap().needs;
+        let engine = EngineHandle::start(options(model, 2, 512, 32)).unwrap();
+        assert!(matches!(engine.loaded().await, EngineState::Ready(_)));
+        let mut request = greedy(Prompt::Text("Once upon a time ".repeat(40)), 8);
+        request.ignore_eos = true;
+        ask(&engine, request).await.unwrap();
+        let held = anonymous_bytes(engine.load().pid.unwrap()).unwrap();
+        let anonymous = needs.repacked + needs.kv + needs.compute + needs.output + needs.process;
+        assert!(held <= anonymous && held > anonymous / 3, "{name}: {held} of {anonymous}: {needs}");
+        engine.shutdown().await;
+    }
+}
+}
+
+real! {
+async fn a_context_larger_than_memory_is_refused_with_the_sum() {
+    let options = options(test_model(SMALL), 256, 8192, 8192);
+    let asked = Asked {
+        ctx_size: options.config.ctx_size,
+        parallel: Some(256),
+        batch_size: Some(8192),
+    };
+    let header = Gguf::read(&options.config.model).unwrap();
+    let needs = plan(&header, &asked, Kernels::here(), None).unwrap().needs;
+    if needs.total() <= Free::here().unwrap().bytes {
+        return eprintln!("this machine has memory for {needs}");
+    }
+    let engine = EngineHandle::start(options.clone()).unwrap();
+    match engine.loaded().await {
+        EngineState::Failed { reason } => {
+            assert!(reason.contains("does not fit into memory: weights") && reason.contains("KV cache"), "{reason}");
+            assert!(reason.contains("are available: use --ctx-size"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    engine.shutdown().await;
 }
 }

@@ -78,7 +78,6 @@ impl Machine {
             ctx_size: Some(2048),
             parallel: Some(2),
             batch_size: Some(64),
-            repack: None,
         };
         let header = Gguf::read(&folder.path().join("a.gguf")).unwrap();
         let one = plan(&header, &asked, Kernels::default(), None).unwrap();

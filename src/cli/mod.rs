@@ -5,6 +5,7 @@ mod models;
 mod pull;
 mod rm;
 mod run;
+mod show;
 mod tokenise;
 mod verify;
 mod vocabulary;
@@ -65,6 +66,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Show which models are on disk, and which are known
     List(list::ListArgs),
+    /// Tell what a model file holds, and what it needs
+    Show(show::ShowArgs),
     /// Check model files: size, digest, structure, vocabulary
     Verify(verify::VerifyArgs),
     /// Remove models from disk
@@ -118,6 +121,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             quiet()?;
             on_runtime(run::run(args))
         }
+        Command::Show(args) => show::show(&args),
     }
 }
 

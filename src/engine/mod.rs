@@ -264,9 +264,6 @@ pub struct WorkerConfig {
     pub step_ms: u32,
     /// Requests that may wait or run at once (the front counts them; the worker's channels are sized by it).
     pub places: u32,
-    /// Whether llama.cpp may keep a second copy of the weights in the layout that its kernels like best: faster, and as
-    /// large again.
-    pub repack: bool,
     /// A chat template to use instead of the file's own.
     pub chat_template: Option<String>,
 }

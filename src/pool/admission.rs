@@ -84,7 +84,6 @@ async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineE
         ctx_size = plan.ctx_size,
         parallel = plan.parallel,
         batch_size = plan.batch_size,
-        repack = plan.repack,
         memory = %plan.needs,
         "loading"
     );
@@ -94,7 +93,6 @@ async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineE
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
-    config.repack = plan.repack;
     Ok(config)
 }
 

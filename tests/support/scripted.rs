@@ -359,7 +359,6 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             batch_size: 64,
             step_ms: 300,
             places: parallel + queue,
-            repack: true,
             chat_template: None,
         },
         launch: Launch::Thread(Arc::new(move |stream| {

@@ -93,14 +93,14 @@ pub(super) struct Weights {
 const ALIGNMENT: u64 = 32;
 
 impl Weights {
-    pub(super) fn of(model: &Gguf, kernels: Kernels, repack: bool) -> Self {
+    pub(super) fn of(model: &Gguf, kernels: Kernels) -> Self {
         let tied = model.is_tied();
         let (mut first, mut last) = (u64::MAX, 0);
         let mut weights = Self::default();
         for tensor in model.tensors() {
             let looked_up = LOOKED_UP.contains(&&*tensor.name);
             let is_output = tied && &*tensor.name == "token_embd.weight";
-            let copied = repack && (!looked_up || is_output) && kernels.copies(tensor);
+            let copied = (!looked_up || is_output) && kernels.copies(tensor);
             if copied {
                 weights.repacked += tensor.bytes.next_multiple_of(ALIGNMENT);
             }

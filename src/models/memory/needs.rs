@@ -35,12 +35,11 @@ pub(super) struct Run {
     pub(super) cells: u32,
     pub(super) sequences: u32,
     pub(super) rows: u32,
-    pub(super) repack: bool,
 }
 
 impl Needs {
     pub(super) fn of(model: &Gguf, run: Run, kernels: Kernels) -> Self {
-        let weights = Weights::of(model, kernels, run.repack);
+        let weights = Weights::of(model, kernels);
         let cells = Cells::of(model);
         let sequences = u64::from(run.sequences.max(1));
         // A step has no more rows than there are cells.

@@ -26,8 +26,6 @@ pub struct Asked {
     pub parallel: Option<u32>,
     /// Rows of a step at most.
     pub batch_size: Option<u32>,
-    /// Whether weights may be copied into a faster layout.
-    pub repack: Option<bool>,
 }
 
 /// How a model is to be run.
@@ -39,8 +37,6 @@ pub struct Plan {
     pub parallel: u32,
     /// Rows of a step at most.
     pub batch_size: u32,
-    /// Whether weights are copied into a faster layout.
-    pub repack: bool,
     /// What that takes.
     pub needs: Needs,
 }
@@ -129,7 +125,6 @@ fn choose(
         ctx_size: run.cells,
         parallel: run.sequences,
         batch_size: run.rows,
-        repack: run.repack,
         needs: Needs::of(model, run, kernels),
     };
     let mut tried = plan(first);
@@ -169,7 +164,6 @@ fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit
         cells: 0,
         sequences,
         rows: rows(asked, sequences)?,
-        repack: asked.repack.unwrap_or(true),
     };
     let first = with(share, best)?;
     let (mut last, mut others) = (first, Vec::new());
@@ -237,7 +231,6 @@ fn advice(model: &Gguf, asked: &Asked, kernels: Kernels, least: &Plan, available
         cells: least.ctx_size,
         sequences: least.parallel,
         rows: least.batch_size,
-        repack: least.repack,
     };
     if asked.ctx_size.is_some()
         && let Some(cells) = most_cells(run, fits)
@@ -245,10 +238,7 @@ fn advice(model: &Gguf, asked: &Asked, kernels: Kernels, least: &Plan, available
         return format!("use --ctx-size {cells} or less");
     }
     // Less than everything that was asked for.
-    let free = Asked {
-        repack: asked.repack,
-        ..Asked::default()
-    };
+    let free = Asked::default();
     match choose(model, &free, kernels, available) {
         Ok(Choice::Fits(plan)) if *asked != free => format!(
             "use --ctx-size {} --parallel {} --batch-size {}",

@@ -1,26 +1,24 @@
 //! llama.cpp behind the seam. Nothing else in the program names `llama_cpp_2`.
 //!
 //! Many safe calls of the binding end the *process* on a bad number, and some answer Ok and compute nonsense. So
-//! every number is checked here before it is passed on: sequences, tokens and positions in `decoder.rs`, token ids in
-//! `vocab.rs`, sizes below.
+//! every number is checked before it is passed on: sequences, tokens and positions in `decoder.rs`, token ids in `vocab.rs`, sizes
+//! by the memory plan. Damaged files are found by our own reader, because llama.cpp aborts on some of them.
 
 mod decoder;
 mod log;
-mod memory;
 mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
-use crate::engine::{
-    DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES, ModelInfo, WorkerConfig,
-};
+use crate::device::memory::Free;
+use crate::engine::{ModelInfo, WorkerConfig};
+use crate::models::gguf::Gguf;
+use crate::models::memory::{Asked, Bytes, Kernels, Needs, Plan, plan};
 use decoder::LlamaDecoder;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
-use std::fs::File;
-use std::io::Read;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +26,9 @@ use vocab::LlamaVocabulary;
 
 pub use log::LlamaLog;
 pub use tokenize::answer as answer_texts;
+
+/// Plan and report may differ by one part in so many before it is told.
+const TOLERATED_PART: u64 = 20;
 
 /// Loads GGUF files through llama.cpp.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,32 +42,22 @@ impl Backend for Llama {
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         let backend = backend()?;
-        check_file(&config.model)?;
+        let header = read_header(&config.model)?;
+        let plan = make_plan(&header, config)?;
         log::forget();
         let params = LlamaModelParams::default().with_progress_callback(progress);
-        let model = LlamaModel::load_from_file(backend, &config.model, &params).map_err(|_| {
-            // The binding's error says nothing; the reason stands in the log.
-            let why = log::errors()
-                .pop()
-                .unwrap_or_else(|| "llama.cpp did not say why".into());
-            LoadError(format!("{} can't be loaded: {why}", config.model.display()))
-        })?;
+        let model = LlamaModel::load_from_file(backend, &config.model, &params)
+            .map_err(|_| failed(&config.model, "can't be loaded"))?;
         let model = Arc::new(model);
-        let sizes = Sizes::new(config, &model)?;
-        memory::check(&model, &sizes)?;
         let vocab = Arc::new(LlamaVocabulary::new(&model)?);
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
         // once is not sound.
         let context = model
-            .new_context(backend, sizes.context_params())
-            .map_err(|_| {
-                let why = log::errors()
-                    .pop()
-                    .unwrap_or_else(|| "llama.cpp did not say why".into());
-                LoadError(format!("no context for {}: {why}", config.model.display()))
-            })?;
-        let info = describe(&model, &sizes, context.n_ctx());
-        let mut decoder = LlamaDecoder::new(&model, context, &info, sizes.batch);
+            .new_context(backend, context_params(&plan, config)?)
+            .map_err(|_| failed(&config.model, "can't be given a context"))?;
+        compare(&plan.needs);
+        let info = describe(&header, &model, &plan, context.n_ctx());
+        let mut decoder = LlamaDecoder::new(&model, context, &info, plan.batch_size);
         serve(Loaded {
             info,
             vocab,
@@ -88,148 +79,85 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
         .map_err(|error| LoadError(format!("llama.cpp does not start: {error}")))
 }
 
-/// Says plainly what llama.cpp would only hint at.
-fn check_file(path: &Path) -> Result<(), LoadError> {
-    let name = path.display();
+/// The binding's error says nothing; the reason stands in the log.
+fn failed(model: &Path, what: &str) -> LoadError {
+    let why = log::errors()
+        .pop()
+        .unwrap_or_else(|| "llama.cpp did not say why".into());
+    LoadError(format!("{} {what}: {why}", model.display()))
+}
+
+fn read_header(path: &Path) -> Result<Gguf, LoadError> {
     if path.to_str().is_none_or(|path| path.contains('\0')) {
         return Err(LoadError(format!(
-            "{name}: llama.cpp needs a path in UTF-8"
+            "{}: llama.cpp needs a path in UTF-8",
+            path.display()
         )));
     }
-    let mut file =
-        File::open(path).map_err(|error| LoadError(format!("{name} can't be opened: {error}")))?;
-    let mut magic = [0; 4];
-    if path.is_dir() {
-        return Err(LoadError(format!("{name} is a directory, not a GGUF file")));
-    }
-    match file.read_exact(&mut magic) {
-        Ok(()) if &magic == b"GGUF" => Ok(()),
-        Ok(()) => Err(LoadError(format!("{name} is not a GGUF file"))),
-        Err(_) => Err(LoadError(format!("{name} is too short for a GGUF file"))),
+    Gguf::read(path).map_err(|error| LoadError(error.to_string()))
+}
+
+/// Looks at the memory once more, although the front has planned: it was some time ago, and others take memory too.
+fn make_plan(header: &Gguf, config: &WorkerConfig) -> Result<Plan, LoadError> {
+    let asked = Asked {
+        ctx_size: config.ctx_size,
+        parallel: Some(config.parallel),
+        batch_size: Some(config.batch_size),
+    };
+    let available = Free::here().map(|free| free.bytes);
+    let plan = plan(header, &asked, Kernels::here(), available)
+        .map_err(|error| LoadError(error.to_string()))?;
+    tracing::info!(needs = %plan.needs, available = available.map(|bytes| Bytes(bytes).to_string()), "memory");
+    Ok(plan)
+}
+
+/// The plan's numbers, which are checked.
+fn context_params(plan: &Plan, config: &WorkerConfig) -> Result<LlamaContextParams, LoadError> {
+    let cells = NonZeroU32::new(plan.ctx_size)
+        .ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
+    let threads = |n: u32| i32::try_from(n.clamp(1, 512)).unwrap_or(1);
+    Ok(LlamaContextParams::default()
+        .with_n_ctx(Some(cells))
+        .with_n_batch(plan.batch_size)
+        .with_n_ubatch(plan.batch_size)
+        .with_n_seq_max(plan.parallel)
+        .with_n_threads(threads(config.threads))
+        .with_n_threads_batch(threads(config.threads_batch))
+        // One stream per sequence: measured 22 to 30 % less time per step than one unified cache.
+        .with_kv_unified(false)
+        // A sliding window keeps only its window; `LlamaDecoder::cuttable` knows what that allows.
+        .with_swa_full(false))
+}
+
+/// Tells when the plan was wrong: the next model might not be refused although it does not fit.
+fn compare(needs: &Needs) {
+    let buffers = log::buffers();
+    let reported: u64 = buffers.iter().map(|(_, bytes)| bytes).sum();
+    let planned = needs.buffers();
+    if planned.abs_diff(reported) > reported / TOLERATED_PART {
+        tracing::warn!(
+            planned = %Bytes(planned),
+            reported = %Bytes(reported),
+            %needs,
+            ?buffers,
+            "the memory plan was wrong"
+        );
     }
 }
 
-/// Checked sizes of a context.
-struct Sizes {
-    /// Cells in all.
-    context: NonZeroU32,
-    sequences: u32,
-    trained: u32,
-    batch: u32,
-    threads: i32,
-    threads_batch: i32,
-}
-
-impl Sizes {
-    fn new(config: &WorkerConfig, model: &LlamaModel) -> Result<Self, LoadError> {
-        let sequences = config.parallel;
-        if !(1..=MOST_SEQUENCES).contains(&sequences) {
-            return Err(LoadError(format!(
-                "--parallel {sequences}: use 1 to {MOST_SEQUENCES}"
-            )));
-        }
-        let trained = match model.n_ctx_train() {
-            0 => DEFAULT_CONTEXT_PER_SEQUENCE,
-            trained => trained,
-        };
-        let share = match config.ctx_size {
-            Some(cells) => cells / sequences,
-            None => DEFAULT_CONTEXT_PER_SEQUENCE.min(trained),
-        };
-        if share > trained {
-            return Err(LoadError(format!(
-                "--ctx-size {} gives each of {sequences} sequences {share} tokens, but the model was trained for {trained}: \
-                 use --ctx-size {} or less",
-                share * sequences,
-                u64::from(trained) * u64::from(sequences),
-            )));
-        }
-        let context = share.checked_mul(sequences).and_then(NonZeroU32::new);
-        let context =
-            context.ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
-        let batch = config.batch_size;
-        if batch < sequences || batch > MOST_ROWS {
-            return Err(LoadError(format!(
-                "--batch-size {batch}: a step needs a row for each of {sequences} sequences; use {sequences} to {MOST_ROWS}"
-            )));
-        }
-        let threads = |n: u32| i32::try_from(n.clamp(1, 512)).unwrap_or(1);
-        Ok(Self {
-            context,
-            sequences,
-            trained,
-            batch,
-            threads: threads(config.threads),
-            threads_batch: threads(config.threads_batch),
-        })
-    }
-
-    fn context_params(&self) -> LlamaContextParams {
-        LlamaContextParams::default()
-            .with_n_ctx(Some(self.context))
-            .with_n_batch(self.batch)
-            .with_n_ubatch(self.batch)
-            .with_n_seq_max(self.sequences)
-            .with_n_threads(self.threads)
-            .with_n_threads_batch(self.threads_batch)
-            // One stream per sequence: measured 22 to 30 % less time per step than one unified cache.
-            .with_kv_unified(false)
-            // A sliding window keeps only its window; `LlamaDecoder::cuttable` knows what that allows.
-            .with_swa_full(false)
-    }
-}
-
-fn describe(model: &LlamaModel, sizes: &Sizes, padded: u32) -> ModelInfo {
-    let meta = |key: &str| {
-        model
-            .meta_val_str(key)
-            .ok()
-            .filter(|value| !value.is_empty())
+fn describe(header: &Gguf, model: &LlamaModel, plan: &Plan, padded: u32) -> ModelInfo {
+    let info = header.model_info();
+    let trained = match info.trained_context {
+        0 => u32::MAX,
+        trained => trained,
     };
     ModelInfo {
-        name: meta("general.name"),
-        architecture: meta("general.architecture").unwrap_or_default(),
-        licence: meta("general.license"),
-        quantisation: meta("general.file_type").and_then(|value| file_type(&value)),
-        size_bytes: model.size(),
-        parameters: model.n_params(),
         vocab_size: u32::try_from(model.n_vocab()).unwrap_or(0),
-        trained_context: sizes.trained,
         // llama.cpp rounds a share up to 256 cells; the model's own limit stays.
-        context_per_sequence: (padded / sizes.sequences).min(sizes.trained),
-        sequences: sizes.sequences,
+        context_per_sequence: (padded / plan.parallel).min(trained),
+        sequences: plan.parallel,
         kernels: log::kernels(),
         buffers: log::buffers(),
-        ..ModelInfo::default()
+        ..info
     }
-}
-
-/// The name of a `general.file_type` (`enum llama_ftype` of llama.h).
-fn file_type(number: &str) -> Option<String> {
-    let name = match number.parse().ok()? {
-        0 => "F32",
-        1 => "F16",
-        2 => "Q4_0",
-        3 => "Q4_1",
-        7 => "Q8_0",
-        8 => "Q5_0",
-        9 => "Q5_1",
-        10 => "Q2_K",
-        11 => "Q3_K_S",
-        12 => "Q3_K_M",
-        13 => "Q3_K_L",
-        14 => "Q4_K_S",
-        15 => "Q4_K_M",
-        16 => "Q5_K_S",
-        17 => "Q5_K_M",
-        18 => "Q6_K",
-        19 => "IQ2_XXS",
-        20 => "IQ2_XS",
-        23 => "IQ3_XXS",
-        25 => "IQ4_NL",
-        30 => "IQ4_XS",
-        32 => "BF16",
-        other => return Some(format!("file type {other}")),
-    };
-    Some(name.into())
 }

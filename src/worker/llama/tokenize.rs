@@ -2,7 +2,7 @@
 //!
 //! It reads a stranger's file through C++ and must run in a process of its own.
 
-use super::{backend, check_file, log};
+use super::{backend, log, read_header};
 use crate::worker::decoder::{LoadError, Vocab};
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -55,7 +55,7 @@ pub fn answer(
 
 fn vocabulary(path: &Path) -> Result<super::LlamaVocabulary, LoadError> {
     let backend = backend()?;
-    check_file(path)?;
+    read_header(path)?;
     log::forget();
     let params = LlamaModelParams::default().with_vocab_only(true);
     let model = LlamaModel::load_from_file(backend, path, &params).map_err(|_| {
