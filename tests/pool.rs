@@ -274,7 +274,7 @@ async fn what_does_not_fit_is_refused_with_the_sum_and_nobody_goes_for_it() {
         panic!("{last:?}");
     };
     assert!(
-        text.starts_with("a: ") && text.contains("weights 2"),
+        text.starts_with("a with --ctx-size 2048") && text.contains("weights 2.0 GiB +"),
         "{text}"
     );
     drop(lease);

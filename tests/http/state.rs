@@ -206,7 +206,9 @@ const EXPECTED: &[&str] = &[
     "pocket_llm_cancellations_total 0",
     "pocket_llm_worker_decode_seconds_total 0.0",
     "pocket_llm_worker_overhead_seconds_total 0.0",
-    "pocket_llm_model_loaded 1",
+    r#"pocket_llm_model_loaded{model="tiny"} 1"#,
+    "pocket_llm_model_loads_total 1",
+    "pocket_llm_model_unloads_total 0",
     r#"pocket_llm_limits_hit_total{limit="places"} 0"#,
 ];
 

@@ -315,7 +315,11 @@ impl Task {
         let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
         DownloadStatus {
             name: self.name.clone(),
-            phase: self.progress.phase(),
+            phase: match self.progress.phase() {
+                // What came of it is told when it leaves the queue.
+                Phase::Ended => Phase::Checking,
+                phase => phase,
+            },
             received,
             total: self.progress.total(),
             bytes_per_second: match self.progress.phase() {

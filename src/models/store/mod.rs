@@ -246,7 +246,8 @@ impl Store {
     }
 
     fn try_touch(&self, path: &Path) -> Result<(), StoreError> {
-        self.own(path)?;
+        // Whoever removes the model meanwhile must not find its manifest come back.
+        let lock = self.lock(path)?;
         let bytes = fs::metadata(path).map(|found| found.len());
         let bytes = bytes.map_err(|source| StoreError::Read {
             path: path.to_owned(),
@@ -255,7 +256,9 @@ impl Store {
         let known = manifest::read(path).ok().flatten();
         let mut manifest = known.unwrap_or_else(|| Manifest::new(Origin::ByHand, bytes));
         manifest.last_used = Some(Moment::now());
-        self.record(path, &manifest)
+        let recorded = self.record(path, &manifest);
+        lock.discard();
+        recorded
     }
 
     /// Only files directly in the directory are ours.

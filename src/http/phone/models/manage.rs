@@ -4,6 +4,7 @@ use super::super::super::app::App;
 use super::super::super::error::{ApiError, Code};
 use super::super::super::json;
 use super::{checked, not_found, store};
+use crate::models::memory::Bytes;
 use crate::models::store::StoreError;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -21,7 +22,7 @@ pub(in crate::http) async fn cleanup(State(app): State<App>) -> Result<Response,
     let count = cleaned.files.len();
     let body = json!({
         "success": true,
-        "message": format!("{count} files of broken-off downloads were removed, {}", super::size(cleaned.bytes)),
+        "message": format!("{count} files of broken-off downloads were removed, {}", Bytes(cleaned.bytes)),
         "cleanedModels": count,
         "freedBytes": cleaned.bytes,
     });
@@ -53,7 +54,7 @@ pub(in crate::http) async fn remove(
     tokio::spawn(async move { pool.unload(&path).await });
     let body = json!({
         "success": true,
-        "message": format!("model {name} was removed, {} are free", super::size(removed.bytes)),
+        "message": format!("model {name} was removed, {} are free", Bytes(removed.bytes)),
         "modelName": name.to_string(),
         "freedBytes": removed.bytes,
     });

@@ -98,17 +98,6 @@ fn count(parameters: u64) -> String {
     }
 }
 
-/// Bytes as people say them.
-fn size(bytes: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
-    let mebibytes = bytes as f64 / 1_048_576.0;
-    if mebibytes >= 1024.0 {
-        format!("{:.1} GiB", mebibytes / 1024.0)
-    } else {
-        format!("{mebibytes:.1} MiB")
-    }
-}
-
 /// The store, or why there is none.
 fn store(app: &App) -> Result<&Store, ApiError> {
     app.library().collection().store.as_ref().ok_or_else(|| {

@@ -3,9 +3,10 @@
 use super::super::super::app::App;
 use super::super::super::error::{ApiError, Code};
 use super::super::super::json;
-use super::{checked, is_known, not_found, size, store};
+use super::{checked, is_known, not_found, store};
 use crate::device::memory;
 use crate::engine::EngineState;
+use crate::models::memory::Bytes;
 use crate::models::store::{State as Condition, Stored};
 use crate::pool::Seen;
 use axum::extract::{Path, State};
@@ -32,7 +33,7 @@ pub(in crate::http) async fn all(State(app): State<App>) -> Result<Response, Api
         "downloadedModels": listed.iter().filter(|listed| listed.model.is_some()).count(),
         "loadedModels": seen.iter().filter(|seen| is_ready(seen)).count(),
         "totalDownloadSize": bytes,
-        "formattedTotalSize": size(bytes),
+        "formattedTotalSize": Bytes(bytes).to_string(),
         "lastLoadedModel": last.map(|seen| seen.facts.model.name.as_str()),
         "modelsDirectory": store.root(),
         "availableModels": stored.iter().map(|stored| persistence(stored, &seen)).collect::<Vec<_>>(),
@@ -101,7 +102,7 @@ pub(in crate::http) async fn diagnostics(State(app): State<App>) -> Result<Respo
         "modelsDirectory": store.root(),
         "storagePermission": writable,
         "freeBytes": free,
-        "formattedFree": free.map(size),
+        "formattedFree": free.map(|free| Bytes(free).to_string()),
         "memoryFreeBytes": memory::Free::here().map(|free| free.bytes),
         "downloadedModels": stored.len(),
         "partialDownloads": partials,
@@ -128,7 +129,7 @@ fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
         "modelName": stored.name.to_string(),
         "downloadPath": stored.path,
         "fileSize": stored.bytes,
-        "formattedSize": size(stored.bytes),
+        "formattedSize": Bytes(stored.bytes).to_string(),
         "downloadTimestamp": fetched.map(|fetched| fetched.0),
         "lastAccessedTimestamp": used.map(|used| used.0),
         "isLoaded": loaded,
