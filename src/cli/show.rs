@@ -27,7 +27,7 @@ pub(super) struct ShowArgs {
     model: String,
 
     /// Print one JSON object instead of lines for people
-    #[arg(long, env = "POCKET_LLM_SHOW_JSON", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "POCKET_LLM_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
