@@ -13,6 +13,7 @@ export POCKET_LLM_TEST_MODELS ?= $(POCKET_LLM_CACHE)/test-models
 PYTHON := $(POCKET_LLM_CACHE)/venv/bin/python
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/pocket-llm
 CARGO_DENY := $(POCKET_LLM_CACHE)/tools/cargo-deny-0.20.2/bin/cargo-deny
+CARGO_FUZZ := $(POCKET_LLM_CACHE)/tools/cargo-fuzz-0.13.2/bin/cargo-fuzz
 GET := $(PYTHON) tools/get_test_models.py
 SCRIPTS := .ci/run $(wildcard tools/*.sh benches/*.sh)
 
@@ -20,6 +21,7 @@ comma := ,
 SMALL_MODEL := smollm2-135m
 MODEL ?= $(SMALL_MODEL)
 ARGS ?=
+SECONDS ?= 600
 # The model names of the phone app's clients, answered by the small model so that their curl lines work as they are.
 ALIASES := $(if $(filter $(SMALL_MODEL),$(MODEL)),--alias 'GEMMA_3_1B_IT$(comma)gemma-3n-e2b-it')
 
@@ -73,6 +75,13 @@ bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, onc
 .PHONY: cargo-bench
 cargo-bench: test-models ## Run the criterion benchmarks of our own code
 	cargo bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz what reads strangers' files for SECONDS (600); needs rustup's nightly toolchain
+	[ -x $(CARGO_FUZZ) ] || cargo install --quiet --locked --version 0.13.2 --root $(CARGO_FUZZ:/bin/cargo-fuzz=) cargo-fuzz
+	mkdir -p $(POCKET_LLM_CACHE)/fuzz/gguf
+	PATH=$(dir $(CARGO_FUZZ)):$$PATH cargo +nightly fuzz run gguf $(POCKET_LLM_CACHE)/fuzz/gguf fuzz/corpus/gguf -- \
+	  -max_total_time=$(SECONDS) -max_len=16384 -timeout=5
 
 .PHONY: clean
 clean: ## Remove what was built; the cache outside the clone stays

@@ -306,10 +306,13 @@ async fn sizes_that_can_not_work_are_refused_with_one_that_would() {
 }
 
 /// Where further models may lie; those that are not there are left out.
-const FURTHER: [&str; 3] = [
+const FURTHER: [&str; 6] = [
     "gemma-3-270m-q4_k_m.gguf",
-    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "gemma3-1b-Q4_0.gguf",
+    "gemma3-1b-Q4_K_M.gguf",
+    "gemma3-1b-Q8_0.gguf",
+    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "qwen2.5-1.5b-Q4_K_M.gguf",
 ];
 
 real! {

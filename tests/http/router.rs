@@ -66,7 +66,9 @@ async fn help_and_router_agree() {
         .map(|(method, path)| format!("{method} {path}"))
         .collect();
     names.sort();
-    let filled = shown.iter().map(|name| name.replace("{name}", "some-model"));
+    let filled = shown
+        .iter()
+        .map(|name| name.replace("{name}", "some-model"));
     let mut sorted: Vec<String> = filled.collect();
     sorted.sort_unstable();
     assert_eq!(sorted, names);

@@ -37,7 +37,7 @@ impl Cells {
             state: state(model).saturating_mul(u64::from(layers)),
             ..Self::default()
         };
-        for layer in (0..layers).filter(|layer| *layer < with_own_cells(model, layers)) {
+        for layer in 0..layers.min(with_own_cells(model, layers)) {
             let windowed = window.as_ref().is_some_and(|window| window.covers(layer));
             let sum = if windowed {
                 &mut cells.windowed

@@ -1,7 +1,7 @@
 //! From a model, what was asked for and what there is to what is done: pure arithmetic.
 
 use super::kernels::Kernels;
-use super::needs::{Bytes, CELLS, Needs, Run};
+use super::needs::{Bytes, CELLS, Facts, Needs, Run};
 use crate::engine::{DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
 use crate::models::gguf::Gguf;
 use std::fmt;
@@ -95,14 +95,15 @@ pub fn plan(
     available: Option<u64>,
 ) -> Result<Plan, DoesNotFit> {
     let available = available.unwrap_or(u64::MAX);
-    match choose(model, asked, kernels, available)? {
+    let facts = Facts::of(model, kernels);
+    match choose(&facts, asked, trained(model), available)? {
         Choice::Fits(plan) => Ok(plan),
         Choice::TooLarge(least) => Err(DoesNotFit::Memory {
             model: model.path().display().to_string(),
             asked: *asked,
             needs: Box::new(least.needs),
             available,
-            advice: advice(model, asked, kernels, &least, available),
+            advice: advice(&facts, asked, trained(model), &least, available),
         }),
     }
 }
@@ -115,17 +116,17 @@ enum Choice {
 }
 
 fn choose(
-    model: &Gguf,
+    facts: &Facts,
     asked: &Asked,
-    kernels: Kernels,
+    trained: u32,
     available: u64,
 ) -> Result<Choice, DoesNotFit> {
-    let (first, others) = candidates(asked, trained(model))?;
+    let (first, others) = candidates(asked, trained)?;
     let plan = |run: Run| Plan {
         ctx_size: run.cells,
         parallel: run.sequences,
         batch_size: run.rows,
-        needs: Needs::of(model, run, kernels),
+        needs: facts.needs(run),
     };
     let mut tried = plan(first);
     for run in others {
@@ -225,8 +226,8 @@ fn rows(asked: &Asked, sequences: u32) -> Result<u32, DoesNotFit> {
 }
 
 /// What would do instead of a plan that is too large although nothing can be reduced any more.
-fn advice(model: &Gguf, asked: &Asked, kernels: Kernels, least: &Plan, available: u64) -> String {
-    let fits = |run: Run| Needs::of(model, run, kernels).total() <= available;
+fn advice(facts: &Facts, asked: &Asked, trained: u32, least: &Plan, available: u64) -> String {
+    let fits = |run: Run| facts.needs(run).total() <= available;
     let run = Run {
         cells: least.ctx_size,
         sequences: least.parallel,
@@ -239,7 +240,7 @@ fn advice(model: &Gguf, asked: &Asked, kernels: Kernels, least: &Plan, available
     }
     // Less than everything that was asked for.
     let free = Asked::default();
-    match choose(model, &free, kernels, available) {
+    match choose(facts, &free, trained, available) {
         Ok(Choice::Fits(plan)) if *asked != free => format!(
             "use --ctx-size {} --parallel {} --batch-size {}",
             plan.ctx_size, plan.parallel, plan.batch_size
