@@ -11,6 +11,7 @@ mod models;
 mod program;
 
 use models::test_model;
+use pocket_llm::models::parity::{self, Parity};
 use pocket_llm::models::store::{Manifest, Origin};
 use pocket_llm::models::{Digest, HubFile, ModelName, Store};
 use program::{Finished, Program};
@@ -159,6 +160,57 @@ async fn real_vocabularies_tokenise_as_their_publishers_do() {
         assert!(line.contains(note), "{told}");
         assert_eq!(line.contains("NFC"), vocabulary == "qwen2.5", "{told}");
     }
+}
+
+/// A vocabulary that is the published one but for what `change` says about a text and its special names.
+fn parity_with(change: impl Fn(&str, bool) -> (String, bool)) -> Parity {
+    let path = tokenizer("qwen2.5");
+    let mut vocabulary = tokenizers::Tokenizer::from_file(&path).unwrap();
+    parity::compare(&path, &mut |questions| {
+        let mut answers = Vec::new();
+        for (text, special) in questions {
+            let (text, special) = change(text, *special);
+            vocabulary.set_encode_special_tokens(!special);
+            answers.push(
+                vocabulary
+                    .encode_fast(text, false)
+                    .unwrap()
+                    .get_ids()
+                    .to_vec(),
+            );
+        }
+        Ok(answers)
+    })
+    .unwrap()
+}
+
+#[test]
+fn harmful_differences_are_not_taken_for_harmless_ones() {
+    let same = parity_with(|text, special| (text.into(), special));
+    assert_eq!(
+        same,
+        Parity {
+            texts: same.texts,
+            ..Parity::default()
+        }
+    );
+    // Control tokens that are never read: a chat template's would be text.
+    let never = parity_with(|text, _| (text.into(), false));
+    assert!(never.different > 5, "{never:?}");
+    // Control tokens that are always read: anybody's text could have them.
+    let always = parity_with(|text, _| (text.into(), true));
+    assert!(always.different > 5, "{always:?}");
+    // One character is lost, wherever it stands.
+    let lossy = parity_with(|text, special| (text.replace('ß', "ss"), special));
+    assert!(
+        lossy.different >= 2 && lossy.examples[0].text.contains('ß'),
+        "{lossy:?}"
+    );
+    assert_eq!(
+        lossy.only_special_names + lossy.only_after_nfc,
+        0,
+        "{lossy:?}"
+    );
 }
 
 #[tokio::test]
@@ -371,6 +423,12 @@ async fn what_is_no_model_is_a_sentence() {
             .await;
         assert!(sentence.contains("cut.gguf"), "{sentence}");
     }
+    // A file by its path needs no store.
+    let program = Program::start(&["verify", text(&tiny("qwen2.5"))], |command| {
+        command.env_remove("HOME").env_remove("XDG_DATA_HOME");
+    });
+    let finished = program.finished().await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
     // One bad file does not keep the others from being looked at.
     fixture.model("mine");
     let finished = fixture.verify(&["missing", "mine"]).await;

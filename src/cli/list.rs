@@ -9,6 +9,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 use std::io::{self, Write};
+use std::iter;
 use std::process::ExitCode;
 
 /// What `list` takes.
@@ -80,48 +81,29 @@ impl<'a> Listed<'a> {
     }
 
     fn text(&self) -> String {
-        let mut text = String::new();
-        let mut rows = vec![["NAME", "SIZE", "QUANT", "FROM", "FETCHED", "USED"].map(String::from)];
-        rows.extend(self.models.iter().map(|model| self.row(model)));
+        let mut parts = Vec::new();
         if self.models.is_empty() {
-            text += &format!("No models in {}.\n", self.store.root().display());
+            parts.push(format!("No models in {}.\n", self.store.root().display()));
         } else {
-            text += &table(&rows);
+            let head = ["NAME", "SIZE", "QUANT", "FROM", "FETCHED", "USED"].map(String::from);
+            let rows: Vec<_> = iter::once(head)
+                .chain(self.models.iter().map(row))
+                .collect();
+            parts.push(table(&rows));
         }
-        let wrong = self.models.iter().filter_map(|model| match model.state {
-            State::Complete => None,
-            State::SizeDiffers { expected } => Some((model, expected)),
-        });
-        for (model, expected) in wrong {
-            text += &format!(
-                "{} is damaged: {} bytes where its manifest states {expected}. Remove it and fetch it again.\n",
-                model.name, model.bytes
-            );
-        }
+        parts.extend(self.models.iter().filter_map(damage));
         if !self.partials.is_empty() {
-            text += "\nNot complete:\n";
             let rows: Vec<_> = self.partials.iter().map(partial_row).collect();
-            text += &table(&rows);
+            parts.push(format!("\nNot complete:\n{}", table(&rows)));
         }
         let rows: Vec<_> = self.absent().map(known_row).collect();
         if !rows.is_empty() {
-            text += "\nKnown, fetched by `pocket-llm pull NAME`:\n";
-            text += &table(&rows);
+            parts.push(format!(
+                "\nKnown, fetched by `pocket-llm pull NAME`:\n{}",
+                table(&rows)
+            ));
         }
-        text
-    }
-
-    fn row(&self, model: &Stored) -> [String; 6] {
-        let manifest = model.manifest.as_ref();
-        let when = |moment: Option<Moment>| moment.map_or_else(|| "-".into(), ago);
-        [
-            model.name.to_string(),
-            size(model.bytes),
-            quantisation(&file_of(model)).unwrap_or("-").into(),
-            manifest.map_or_else(|| "-".into(), origin),
-            when(manifest.and_then(|manifest| manifest.fetched_at)),
-            when(manifest.and_then(|manifest| manifest.last_used)),
-        ]
+        parts.concat()
     }
 
     fn json(&self) -> Value {
@@ -171,6 +153,30 @@ impl<'a> Listed<'a> {
             "on_disk": self.models.iter().any(|model| model.name == name),
         })
     }
+}
+
+fn row(model: &Stored) -> [String; 6] {
+    let manifest = model.manifest.as_ref();
+    let when = |moment: Option<Moment>| moment.map_or_else(|| "-".into(), ago);
+    [
+        model.name.to_string(),
+        size(model.bytes),
+        quantisation(&file_of(model)).unwrap_or("-").into(),
+        manifest.map_or_else(|| "-".into(), origin),
+        when(manifest.and_then(|manifest| manifest.fetched_at)),
+        when(manifest.and_then(|manifest| manifest.last_used)),
+    ]
+}
+
+/// What its size says against a model.
+fn damage(model: &Stored) -> Option<String> {
+    let State::SizeDiffers { expected } = model.state else {
+        return None;
+    };
+    Some(format!(
+        "{} is damaged: {} bytes where its manifest states {expected}. Remove it and fetch it again.\n",
+        model.name, model.bytes
+    ))
 }
 
 fn partial_row(partial: &Partial) -> [String; 4] {
@@ -251,21 +257,19 @@ fn quantisation(file: &str) -> Option<&'static str> {
 
 /// Rows in columns that are as wide as their widest cell.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut text = String::new();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)
     };
     let widths: [usize; N] = std::array::from_fn(width);
-    for row in rows {
+    let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths);
-        let line: String = cells
-            .map(|(cell, width)| format!("{cell:width$}  "))
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -22,12 +22,17 @@ pub(super) struct ModelArgs {
 impl ModelArgs {
     /// The catalogue; what is wrong with it is told before anything is done.
     pub(super) fn catalogue(&self) -> Result<Catalogue> {
-        Ok(Catalogue::load(self.catalogue.as_deref())?)
+        let folder = self.catalogue.as_deref();
+        Ok(Catalogue::load(
+            folder.filter(|folder| !folder.as_os_str().is_empty()),
+        )?)
     }
 
     /// The store, which is created if it is not there.
     pub(super) fn store(&self) -> Result<Store> {
-        let root = match &self.models {
+        // An empty variable is one that nobody set.
+        let given = self.models.as_ref();
+        let root = match given.filter(|root| !root.as_os_str().is_empty()) {
             Some(root) => std::path::absolute(root)?,
             None => default_root()?,
         };

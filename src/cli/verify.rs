@@ -7,7 +7,7 @@
 use super::models::ModelArgs;
 use super::vocabulary::Vocabulary;
 use crate::models::catalogue::Source;
-use crate::models::parity::{self, Parity};
+use crate::models::parity;
 use crate::models::store::{Manifest, Moment, Origin, Stored, tokenizer_path};
 use crate::models::{Catalogue, Digest, ModelRef, Store, verify as digest_of};
 use anyhow::{Context, Result, bail};
@@ -34,11 +34,13 @@ pub(super) struct VerifyArgs {
 }
 
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode> {
-    let (catalogue, store) = (args.models.catalogue()?, args.models.store()?);
+    let catalogue = args.models.catalogue()?;
+    // A file by its path can be verified without one.
+    let store = args.models.store();
     let mut code = ExitCode::SUCCESS;
     for text in &args.which {
         let checked = Subject::of(text, &catalogue, &store)
-            .and_then(|subject| subject.check(&store, args.tokenizer.as_deref()));
+            .and_then(|subject| subject.check(args.tokenizer.as_deref()));
         if let Err(error) = checked {
             eprintln!("pocket-llm: {error:#}");
             code = ExitCode::FAILURE;
@@ -54,6 +56,7 @@ struct Subject<'a> {
     /// What the store knows of it, if it is there.
     stored: Option<Stored>,
     catalogue: &'a Catalogue,
+    store: Option<&'a Store>,
 }
 
 /// What a file should be, and who says so.
@@ -66,10 +69,13 @@ struct Expected {
 }
 
 impl<'a> Subject<'a> {
-    fn of(text: &str, catalogue: &'a Catalogue, store: &Store) -> Result<Self> {
+    fn of(text: &str, catalogue: &'a Catalogue, store: &'a Result<Store>) -> Result<Self> {
         if let Ok(ModelRef::Path(path)) = ModelRef::parse(text, catalogue) {
-            return Self::at(path, catalogue, store);
+            return Self::at(path, catalogue, store.as_ref().ok());
         }
+        let store = store
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error:#}"))?;
         let name = store.name_of(text, catalogue)?;
         let Some(stored) = store.find(&name)? else {
             bail!("{name} is not on disk: `pocket-llm list` shows what is");
@@ -79,24 +85,26 @@ impl<'a> Subject<'a> {
             path: stored.path.clone(),
             stored: Some(stored),
             catalogue,
+            store: Some(store),
         })
     }
 
     /// A file by its path, which may lie in the store all the same.
-    fn at(path: PathBuf, catalogue: &'a Catalogue, store: &Store) -> Result<Self> {
-        let stored = store.list()?.into_iter().find(|stored| {
-            let same = stored.path.canonicalize().ok();
-            same.is_some() && same == path.canonicalize().ok()
-        });
+    fn at(path: PathBuf, catalogue: &'a Catalogue, store: Option<&'a Store>) -> Result<Self> {
+        let all = store.map_or_else(|| Ok(Vec::new()), Store::list)?;
+        let true_path = path.canonicalize().ok();
+        let same =
+            |stored: &Stored| true_path.is_some() && stored.path.canonicalize().ok() == true_path;
         Ok(Self {
             name: path.display().to_string(),
+            stored: all.into_iter().find(same),
             path,
-            stored,
             catalogue,
+            store,
         })
     }
 
-    fn check(&self, store: &Store, tokenizer: Option<&Path>) -> Result<()> {
+    fn check(&self, tokenizer: Option<&Path>) -> Result<()> {
         if self.path.display().to_string() == self.name {
             say(&self.name)?;
         } else {
@@ -116,7 +124,7 @@ impl<'a> Subject<'a> {
         let expected = self.expected();
         self.check_size(found.len(), &expected)?;
         say(&format!("  structure  {}", structure(&self.path)?))?;
-        self.check_digest(store, &expected)?;
+        self.check_digest(&expected)?;
         let beside = tokenizer_path(&self.path);
         let tokenizer = tokenizer.or_else(|| beside.is_file().then_some(beside.as_path()));
         match tokenizer {
@@ -158,7 +166,7 @@ impl<'a> Subject<'a> {
 
     fn check_size(&self, bytes: u64, expected: &[Expected]) -> Result<()> {
         let stated = |expected: &Expected| Some((expected.bytes?, expected.who, expected.remedy));
-        let who = self.compare(bytes, expected.iter().filter_map(stated), |it| {
+        let who = self.compare(&bytes, expected.iter().filter_map(stated), |it| {
             format!("{it} bytes")
         })?;
         say(&format!("  size       {bytes} bytes{who}"))
@@ -167,17 +175,17 @@ impl<'a> Subject<'a> {
     /// Compares what was found with what is stated; who states it, to be put behind it.
     fn compare<T: PartialEq>(
         &self,
-        found: T,
+        found: &T,
         stated: impl Iterator<Item = (T, &'static str, &'static str)>,
         show: impl Fn(&T) -> String,
     ) -> Result<String> {
         let mut says = String::new();
         for (should, who, remedy) in stated {
-            if should != found {
+            if should != *found {
                 bail!(
                     "{} has {} where {who} states {}: {remedy}",
                     self.name,
-                    show(&found),
+                    show(found),
                     show(&should)
                 );
             }
@@ -186,11 +194,11 @@ impl<'a> Subject<'a> {
         Ok(says)
     }
 
-    fn check_digest(&self, store: &Store, expected: &[Expected]) -> Result<()> {
+    fn check_digest(&self, expected: &[Expected]) -> Result<()> {
         let before = modified(&self.path);
         let sha256 = digest(&self.path, &self.name)?;
         let stated = |expected: &Expected| Some((expected.sha256?, expected.who, expected.remedy));
-        let mut says = self.compare(sha256, expected.iter().filter_map(stated), |it| {
+        let mut says = self.compare(&sha256, expected.iter().filter_map(stated), |it| {
             format!("sha256 {it}")
         })?;
         if says.is_empty() {
@@ -199,7 +207,7 @@ impl<'a> Subject<'a> {
         say(&format!("  sha256     {sha256}{says}"))?;
         // Only a file that is still the one that was read is known now.
         if modified(&self.path) == before {
-            self.note(store, sha256, before);
+            self.note(sha256, before);
         }
         Ok(())
     }
@@ -228,8 +236,8 @@ impl<'a> Subject<'a> {
     }
 
     /// Notes in the manifest that the file was read whole. A store that can't be written is no reason to fail.
-    fn note(&self, store: &Store, sha256: Digest, modified: Option<Moment>) {
-        let Some(stored) = &self.stored else {
+    fn note(&self, sha256: Digest, modified: Option<Moment>) {
+        let (Some(store), Some(stored)) = (self.store, &self.stored) else {
             return;
         };
         let known = stored.manifest.clone();
@@ -249,13 +257,18 @@ impl<'a> Subject<'a> {
         });
         let parity = compared.map_err(|error| anyhow::anyhow!("{}: {error}", self.name))?;
         if parity.different > 0 {
-            bail!("{}", disagreement(&self.name, tokenizer, &parity));
+            bail!(
+                "the vocabulary of {} is not the one of {}: {}",
+                self.name,
+                tokenizer.display(),
+                parity.disagreement()
+            );
         }
         say(&format!(
             "  tokenizer  {} texts give the tokens of {}{}",
             parity.texts,
             tokenizer.display(),
-            known_differences(&parity)
+            parity.known_differences()
         ))
     }
 }
@@ -318,67 +331,6 @@ fn digest(path: &Path, name: &str) -> Result<Digest> {
     Ok(digested
         .with_context(|| format!("{name} can't be read"))?
         .sha256)
-}
-
-fn disagreement(name: &str, tokenizer: &Path, parity: &Parity) -> String {
-    let examples: Vec<String> = parity
-        .examples
-        .iter()
-        .map(|example| {
-            format!(
-                "{} gives {} instead of {}",
-                shown(&example.text),
-                ids(&example.ours),
-                ids(&example.published)
-            )
-        })
-        .collect();
-    format!(
-        "the vocabulary of {name} is not the one of {}: {} of {} texts give other tokens; {}",
-        tokenizer.display(),
-        parity.different,
-        parity.texts,
-        examples.join("; ")
-    )
-}
-
-/// A text in quotes, cut if it is long.
-fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(24).collect();
-    let more = if cut.len() < text.len() { "…" } else { "" };
-    format!("{cut:?}{more}")
-}
-
-fn ids(tokens: &[u32]) -> String {
-    let first: Vec<String> = tokens.iter().take(8).map(u32::to_string).collect();
-    let more = if tokens.len() > 8 { " …" } else { "" };
-    format!("[{}{more}]", first.join(" "))
-}
-
-fn known_differences(parity: &Parity) -> String {
-    let mut known = Vec::new();
-    if parity.only_after_nfc > 0 {
-        known.push(format!(
-            "{} of them after Unicode NFC, which the publisher applies and llama.cpp does not",
-            parity.only_after_nfc
-        ));
-    }
-    if parity.only_without_blank_sign > 0 {
-        known.push(format!(
-            "{} of them but for a literal ▁",
-            parity.only_without_blank_sign
-        ));
-    }
-    if parity.only_special_names > 0 {
-        known.push(format!(
-            "{} of them but for names of special tokens, of which llama.cpp knows more",
-            parity.only_special_names
-        ));
-    }
-    if known.is_empty() {
-        return String::new();
-    }
-    format!(" (note: {})", known.join("; "))
 }
 
 fn say(line: &str) -> Result<()> {

@@ -102,10 +102,10 @@ impl Vocabulary {
             .take()
             .and_then(|words| words.join().ok())
             .unwrap_or_default();
-        let own = words
+        let mut own = words
             .lines()
             .filter_map(|line| line.strip_prefix("pocket-llm: "));
-        match (own.last(), status) {
+        match (own.next_back(), status) {
             (Some(sentence), _) => sentence.to_owned(),
             (None, Ok(status)) => format!(
                 "llama.cpp ended over its vocabulary ({status}): the file is damaged, or of a kind that it does not know"

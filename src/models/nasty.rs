@@ -446,7 +446,8 @@ fn runs() -> impl Iterator<Item = String> {
         ]
         .map(|n| part.repeat(n))
     });
-    all.chain(iter::once((0..400).map(|n| format!("{n} ")).collect()))
+    let numbers: Vec<String> = (0..400).map(|n: u32| n.to_string()).collect();
+    all.chain(iter::once(numbers.join(" ")))
 }
 
 /// Blanks before, after and around.

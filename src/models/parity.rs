@@ -111,6 +111,44 @@ impl Parity {
             }
         }
     }
+
+    /// How the two disagree, with the first examples.
+    pub fn disagreement(&self) -> String {
+        let shown = |it: &Difference| {
+            let (ours, published) = (ids(&it.ours), ids(&it.published));
+            format!("{} gives {ours} instead of {published}", shown(&it.text))
+        };
+        let examples: Vec<String> = self.examples.iter().map(shown).collect();
+        format!(
+            "{} of {} texts give other tokens; {}",
+            self.different,
+            self.texts,
+            examples.join("; ")
+        )
+    }
+
+    /// The harmless differences, to be put behind what is said of the rest; empty if there are none.
+    pub fn known_differences(&self) -> String {
+        let kinds = [
+            (
+                self.only_after_nfc,
+                "after Unicode NFC, which the publisher applies and llama.cpp does not",
+            ),
+            (self.only_without_blank_sign, "but for a literal ▁"),
+            (
+                self.only_special_names,
+                "but for names of special tokens, of which llama.cpp knows more",
+            ),
+        ];
+        let found = kinds.into_iter().filter(|(count, _)| *count > 0);
+        let notes: Vec<String> = found
+            .map(|(count, what)| format!("{count} of them {what}"))
+            .collect();
+        if notes.is_empty() {
+            return String::new();
+        }
+        format!(" (note: {})", notes.join("; "))
+    }
 }
 
 /// The texts, and the same in the forms in which known differences vanish.
@@ -201,4 +239,17 @@ fn composed(text: &str) -> String {
         Ok(()) => text.get().to_owned(),
         Err(_) => text.get_original().to_owned(),
     }
+}
+
+/// A text in quotes, cut if it is long.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(24).collect();
+    let more = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut:?}{more}")
+}
+
+fn ids(tokens: &[u32]) -> String {
+    let first: Vec<String> = tokens.iter().take(8).map(u32::to_string).collect();
+    let more = if tokens.len() > 8 { " …" } else { "" };
+    format!("[{}{more}]", first.join(" "))
 }

@@ -4,6 +4,7 @@
 //! anything is done with it. None of them can lead out of the store's directory, and none can be taken for an option.
 
 use super::catalogue::{Catalogue, Entry};
+use super::digest::Digest;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{MAIN_SEPARATOR, PathBuf};
@@ -262,7 +263,6 @@ fn is_refused(c: char) -> bool {
 /// `OWNER--REPO--FILE@REVISION`, slashes as `--`. Where that could stand for two names, or is too long, it is cut and a digest
 /// follows: `~` is in no hub name.
 fn hub_stem(hub: &HubFile) -> String {
-    use sha2::Digest as _;
     let model = hub.file().strip_suffix(GGUF);
     let mut stem = format!("{}/{}", hub.repo(), model.unwrap_or(hub.file()));
     if let Some(revision) = hub.revision() {
@@ -274,11 +274,8 @@ fn hub_stem(hub: &HubFile) -> String {
     if !unclear && stem.len() <= LONGEST_NAME {
         return stem;
     }
-    let digest = sha2::Sha256::digest(hub.to_string());
-    let tail: String = digest[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = Digest::of(hub.to_string().as_bytes()).to_string();
+    let tail = &digest[..16];
     // All of it is ASCII, so every cut is between characters.
     format!("{}~{tail}", &stem[..stem.len().min(LONGEST_NAME - 17)])
 }

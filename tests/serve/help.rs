@@ -69,11 +69,11 @@ async fn every_flag_names_its_environment_variable() {
         .collect();
     assert_eq!(
         commands,
-        ["serve", "run", "help"],
+        ["serve", "run", "list", "rm", "verify", "help"],
         "the engine is not for people"
     );
     let mut texts = vec![help.clone()];
-    for command in ["serve", "run"] {
+    for command in commands.iter().filter(|command| **command != "help") {
         let finished = run(&[command, "--help"]).await;
         assert!(finished.status.success());
         texts.push(finished.stdout);

@@ -365,6 +365,21 @@ fn a_directory_that_can_not_be_is_a_sentence() {
     assert!(made.is_dir());
 }
 
+#[test]
+fn a_crowded_directory_is_refused() {
+    let fixture = Fixture::new();
+    for count in 0..=10_000 {
+        File::create(fixture.folder.path().join(count.to_string())).unwrap();
+    }
+    let error = fixture.store.list().unwrap_err().to_string();
+    assert!(
+        error.ends_with("has more than 10000 files: give models a directory of their own"),
+        "{error}"
+    );
+    std::fs::remove_file(fixture.folder.path().join("0")).unwrap();
+    assert_eq!(fixture.store.list().unwrap(), []);
+}
+
 /// A directory that is there and can't be written, also not by root.
 #[test]
 fn a_read_only_directory_can_be_read() {

@@ -112,6 +112,10 @@ impl Entry {
     }
 
     /// Its name in the store.
+    ///
+    /// # Panics
+    ///
+    /// If `name` was set to something that can't be a name.
     pub fn model_name(&self) -> ModelName {
         ModelName::parse(&self.name).expect("names of entries were checked when they were read")
     }
@@ -120,14 +124,14 @@ impl Entry {
     pub fn can(&self, what: Capability) -> bool {
         self.capabilities.contains(&what)
     }
+}
 
-    /// The key that the name at this place of [`Self::names`] stands under.
-    pub(super) fn key_of(&self, at: usize) -> &'static str {
-        match at {
-            0 => "name",
-            1 => "display_name",
-            _ => "aliases",
-        }
+/// The key that the name at this place of [`Entry::names`] stands under.
+pub(super) fn key_of(at: usize) -> &'static str {
+    match at {
+        0 => "name",
+        1 => "display_name",
+        _ => "aliases",
     }
 }
 

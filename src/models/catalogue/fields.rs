@@ -169,10 +169,7 @@ impl Fields {
 /// Line and reason, in one line.
 fn syntax(text: &str, error: &toml::de::Error) -> String {
     let at = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..at]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1;
+    let before = String::from_utf8_lossy(&text.as_bytes()[..at]);
+    let line = before.matches('\n').count() + 1;
     format!("line {line}: {}", error.message().replace('\n', " "))
 }

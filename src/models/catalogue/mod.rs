@@ -198,7 +198,7 @@ impl Catalogue {
                 }
                 return Err(CatalogueError::Key {
                     file: file.clone(),
-                    key: entry.key_of(at).into(),
+                    key: entry::key_of(at).into(),
                     problem: format!("{name:?} is a name of {other} already"),
                 });
             }

@@ -7,9 +7,14 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-/// Times that a lock file may be replaced under us before we give up.
-const TRIES: usize = 16;
+/// Times that we try before we say that somebody else has it: its file may be replaced under us, and who only looks whether it is
+/// held holds it for a moment.
+const TRIES: usize = 10;
+/// Between two of them.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// A held lock.
 #[derive(Debug)]
@@ -36,7 +41,10 @@ impl Lock {
                 .map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => break,
+                Err(TryLockError::WouldBlock) => {
+                    thread::sleep(MOMENT);
+                    continue;
+                }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
             // Who held it before may have removed the file: then others would lock a new one.

@@ -1,12 +1,19 @@
 //! What is known of a file in the store: `NAME.gguf.json` beside it.
 
+use super::with_end;
 use crate::models::digest::Digest;
 use crate::models::reference::HubFile;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The version of the format that is written, and the only one that is read.
 pub const MANIFEST_VERSION: u32 = 1;
+
+/// Bytes of a manifest at most.
+const MOST_BYTES: u64 = 64 << 10;
 
 /// A point in time: milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,4 +99,43 @@ impl Manifest {
     pub fn expected_bytes(&self) -> Option<u64> {
         (self.source != Origin::ByHand).then_some(self.bytes)
     }
+}
+
+/// Where a model's manifest is.
+pub fn manifest_path(model: &Path) -> PathBuf {
+    with_end(model, ".json")
+}
+
+/// A model's manifest; an error says why the one that is there can't be used.
+pub(super) fn read(model: &Path) -> Result<Option<Manifest>, String> {
+    let path = manifest_path(model);
+    let unusable =
+        |why: &dyn std::fmt::Display| format!("the manifest {} is not used: {why}", path.display());
+    let Some(json) = read_bounded(&path).map_err(|error| unusable(&error))? else {
+        return Ok(None);
+    };
+    let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| unusable(&error))?;
+    if manifest.version == MANIFEST_VERSION {
+        Ok(Some(manifest))
+    } else {
+        Err(unusable(&format!("it has version {}", manifest.version)))
+    }
+}
+
+/// A small file's bytes; `None` if there is none.
+pub(super) fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is too large",
+        ));
+    }
+    Ok(Some(bytes))
 }

@@ -6,6 +6,7 @@
 //! that is lost or damaged costs nothing but what it knew. Nothing outside the directory is ever touched.
 
 mod clean;
+mod error;
 mod lock;
 mod manifest;
 mod root;
@@ -14,84 +15,17 @@ mod write;
 use super::catalogue::Catalogue;
 use super::reference::{GGUF, ModelName, NameError};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use clean::Cleaned;
+pub use error::StoreError;
 pub use lock::Lock;
-pub use manifest::{MANIFEST_VERSION, Manifest, Moment, Origin};
+pub use manifest::{MANIFEST_VERSION, Manifest, Moment, Origin, manifest_path};
 pub use root::default_root;
 
-/// Files that are looked at.
+/// Files in the directory at most, of any kind.
 const MOST_FILES: usize = 10_000;
-/// Bytes of a manifest at most.
-const MOST_MANIFEST: u64 = 64 << 10;
-
-/// Why the store can't do something.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// There is no directory to take by default.
-    #[error("there is no home directory for models: set POCKET_LLM_MODELS to a directory")]
-    NoHome,
-    /// The path is something else.
-    #[error("{} is not a directory: set POCKET_LLM_MODELS to one", path.display())]
-    NotADirectory {
-        /// The store's root.
-        path: PathBuf,
-    },
-    /// The directory can't be made.
-    #[error("the model directory {} can't be created: {source}", path.display())]
-    Create {
-        /// The store's root.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Reading failed.
-    #[error("{} can't be read: {source}", path.display())]
-    Read {
-        /// The directory or file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Writing failed.
-    #[error("{} can't be written: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Removing failed.
-    #[error("{} can't be removed: {source}", path.display())]
-    Remove {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Somebody else holds the lock.
-    #[error("another process is fetching {name}: wait for it, or end it")]
-    Locked {
-        /// The model.
-        name: String,
-    },
-    /// A path that the store did not give out.
-    #[error("{} is no model file in {}", path.display(), root.display())]
-    Foreign {
-        /// The path.
-        path: PathBuf,
-        /// The store's root.
-        root: PathBuf,
-    },
-    /// There is nothing to remove.
-    #[error("{name} is not on disk")]
-    Missing {
-        /// The model.
-        name: String,
-    },
-}
 
 /// The directory of models.
 #[derive(Clone, Debug)]
@@ -318,7 +252,7 @@ impl Store {
             path: path.to_owned(),
             source,
         })?;
-        let known = read_manifest(path).ok().flatten();
+        let known = manifest::read(path).ok().flatten();
         let mut manifest = known.unwrap_or_else(|| Manifest::new(Origin::ByHand, bytes));
         manifest.last_used = Some(Moment::now());
         self.record(path, &manifest)
@@ -347,10 +281,11 @@ impl Store {
             source,
         };
         let mut names = Vec::new();
-        for item in fs::read_dir(&self.root)
-            .map_err(unreadable)?
-            .take(MOST_FILES)
-        {
+        for (count, item) in fs::read_dir(&self.root).map_err(unreadable)?.enumerate() {
+            if count == MOST_FILES {
+                let path = self.root.clone();
+                return Err(StoreError::Crowded { path });
+            }
             names.extend(item.map_err(unreadable)?.file_name().into_string().ok());
         }
         names.sort();
@@ -365,7 +300,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::Read { path, source }),
         };
-        let (manifest, problem) = match read_manifest(&path) {
+        let (manifest, problem) = match manifest::read(&path) {
             Ok(manifest) => (manifest, None),
             Err(problem) => (None, Some(problem)),
         };
@@ -390,7 +325,9 @@ impl Store {
         let path = with_end(&model, ".partial");
         // It may be complete, and renamed, by now.
         let found = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        let note = read_bounded(&with_end(&path, ".json")).ok().flatten();
+        let note = manifest::read_bounded(&with_end(&path, ".json"))
+            .ok()
+            .flatten();
         let note = note.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
         Some(Partial {
             stem: stem.to_owned(),
@@ -415,11 +352,6 @@ fn beside(path: &Path) -> [PathBuf; 6] {
     ]
 }
 
-/// Where a model's manifest is.
-pub fn manifest_path(model: &Path) -> PathBuf {
-    with_end(model, ".json")
-}
-
 /// Where a model's published tokenizer is, if somebody put it there.
 pub fn tokenizer_path(model: &Path) -> PathBuf {
     model.with_extension("tokenizer.json")
@@ -441,38 +373,4 @@ fn true_name(asked: &ModelName, manifest: Option<&Manifest>) -> ModelName {
         }
     }
     asked.clone()
-}
-
-/// A model's manifest; an error says why the one that is there can't be used.
-fn read_manifest(model: &Path) -> Result<Option<Manifest>, String> {
-    let path = manifest_path(model);
-    let unusable =
-        |why: &dyn std::fmt::Display| format!("the manifest {} is not used: {why}", path.display());
-    let Some(json) = read_bounded(&path).map_err(|error| unusable(&error))? else {
-        return Ok(None);
-    };
-    let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| unusable(&error))?;
-    if manifest.version == MANIFEST_VERSION {
-        Ok(Some(manifest))
-    } else {
-        Err(unusable(&format!("it has version {}", manifest.version)))
-    }
-}
-
-/// A small file's bytes; `None` if there is none.
-fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = Vec::new();
-    file.take(MOST_MANIFEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST_MANIFEST {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is too large",
-        ));
-    }
-    Ok(Some(bytes))
 }
