@@ -14,7 +14,8 @@ const LINE_STEP: u64 = 5;
 
 /// A bar, or lines.
 pub(super) enum Display {
-    Bar(ProgressBar),
+    /// With the phase that it showed last.
+    Bar(ProgressBar, Phase),
     Lines(Lines),
 }
 
@@ -33,25 +34,26 @@ impl Display {
             });
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(style("{prefix}"));
         bar.set_prefix(name.to_owned());
-        Self::Bar(bar)
+        Self::Bar(bar, Phase::Waiting)
     }
 
     pub(super) fn show(&mut self, progress: &Progress) {
         match self {
-            Self::Bar(bar) => show_bar(bar, progress),
+            Self::Bar(bar, last) => show_bar(bar, last, progress),
             Self::Lines(lines) => lines.show(progress),
         }
     }
 
     pub(super) fn clear(&self) {
-        if let Self::Bar(bar) = self {
+        if let Self::Bar(bar, _) = self {
             bar.finish_and_clear();
         }
     }
 }
 
-fn show_bar(bar: &ProgressBar, progress: &Progress) {
+fn show_bar(bar: &ProgressBar, last: &mut Phase, progress: &Progress) {
     let template = match (progress.total(), progress.phase()) {
         (Some(total), Phase::Receiving) => {
             bar.set_length(total);
@@ -60,9 +62,7 @@ fn show_bar(bar: &ProgressBar, progress: &Progress) {
         (None, Phase::Receiving) => "{prefix} {decimal_bytes} {decimal_bytes_per_sec}{msg}",
         _ => "{prefix} {decimal_bytes}: {msg}",
     };
-    bar.set_style(
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    bar.set_style(style(template));
     bar.set_message(match (progress.phase(), progress.attempt()) {
         (Phase::Receiving, 0 | 1) => String::new(),
         (Phase::Receiving, attempt) => format!(" (try {attempt})"),
@@ -70,7 +70,16 @@ fn show_bar(bar: &ProgressBar, progress: &Progress) {
         (phase, attempt) => format!("{} (try {attempt})", words(phase)),
     });
     bar.set_position(progress.received());
+    let phase = progress.phase();
+    if std::mem::replace(last, phase) != phase {
+        // What was there already did not come at this speed.
+        bar.reset_eta();
+    }
     bar.tick();
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Lines {
