@@ -32,6 +32,11 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     clean_up(&collection);
     let lifecycle = Lifecycle::default();
     let pool = Pool::new(config.pool.clone());
+    // From the first request on it is known that the default model is being loaded.
+    let preload = match &default {
+        Some(model) => Some(pool.lease(model, true).await?),
+        None => None,
+    };
     let app = app(&config, collection, default.clone(), pool, &lifecycle)?;
     let settings = app.settings().clone();
     let close_time = settings.close_time;
@@ -49,7 +54,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
         },
     ));
     let ended = tokio::select! {
-        loaded = preload(app.pool(), default.as_ref()) => loaded.map(|()| false),
+        loaded = loaded(preload) => loaded.map(|_| false),
         () = signals.any() => Ok(true),
     };
     match ended {
@@ -102,21 +107,20 @@ fn clean_up(collection: &Collection) {
     });
 }
 
-/// Loads the default model, if one was named.
-async fn preload(pool: &Pool, default: Option<&Model>) -> Result<()> {
-    let Some(model) = default else { return Ok(()) };
-    load(pool, model).await?;
-    Ok(())
+/// Waits for the model of a lease, if there is one; or says why it can't be loaded.
+async fn loaded(lease: Option<Lease>) -> Result<Option<Lease>> {
+    let Some(lease) = lease else { return Ok(None) };
+    match lease.engine().loaded().await {
+        EngineState::Ready(_) | EngineState::Loading { .. } => Ok(Some(lease)),
+        EngineState::Failed { reason } | EngineState::Restarting { reason } => bail!(reason),
+        EngineState::Stopped => bail!("the engine ended"),
+    }
 }
 
 /// A model, loaded; or why it can't be.
 pub(crate) async fn load(pool: &Pool, model: &Model) -> Result<Lease> {
     let lease = pool.lease(model, true).await?;
-    match lease.engine().loaded().await {
-        EngineState::Ready(_) | EngineState::Loading { .. } => Ok(lease),
-        EngineState::Failed { reason } | EngineState::Restarting { reason } => bail!(reason),
-        EngineState::Stopped => bail!("the engine ended"),
-    }
+    loaded(Some(lease)).await?.context("a lease is given back")
 }
 
 async fn bind(config: &Config) -> Result<Vec<TcpListener>> {

@@ -317,7 +317,7 @@ fn hint(near: &[String]) -> String {
 
 impl ModelRef {
     /// Understands `hf:owner/name/file.gguf@revision`, a name or an alias of the catalogue, and a path: words with a separator, or
-    /// the name of a GGUF file that exists.
+    /// the name of a file that exists.
     pub fn parse(text: &str, catalogue: &Catalogue) -> Result<Self, RefError> {
         if text.starts_with(HUB_PREFIX) {
             return Ok(Self::Hub(gguf_on_hub(text)?));
@@ -327,8 +327,7 @@ impl ModelRef {
             return Ok(Self::Known(Box::new(entry.clone())));
         }
         let path = PathBuf::from(text);
-        let is_gguf = text.to_lowercase().ends_with(GGUF);
-        if text.contains(['/', MAIN_SEPARATOR]) || (is_gguf && path.exists()) {
+        if text.contains(['/', MAIN_SEPARATOR]) || path.is_file() {
             return Ok(Self::Path(path));
         }
         Err(RefError::Unknown {

@@ -502,7 +502,10 @@ async fn what_is_installed_comes_from_public_addresses_under_a_name_of_its_own()
     })
     .await;
     assert!(
-        ended["error"].as_str().unwrap().contains("not public"),
+        ended["error"]
+            .as_str()
+            .unwrap()
+            .contains("no public address"),
         "{ended}"
     );
     assert!(!server.folder.path().join("models/x.gguf").exists());

@@ -248,6 +248,12 @@ impl Store {
     fn try_touch(&self, path: &Path) -> Result<(), StoreError> {
         // Whoever removes the model meanwhile must not find its manifest come back.
         let lock = self.lock(path)?;
+        let noted = self.note_use(path);
+        lock.discard();
+        noted
+    }
+
+    fn note_use(&self, path: &Path) -> Result<(), StoreError> {
         let bytes = fs::metadata(path).map(|found| found.len());
         let bytes = bytes.map_err(|source| StoreError::Read {
             path: path.to_owned(),
@@ -256,9 +262,7 @@ impl Store {
         let known = manifest::read(path).ok().flatten();
         let mut manifest = known.unwrap_or_else(|| Manifest::new(Origin::ByHand, bytes));
         manifest.last_used = Some(Moment::now());
-        let recorded = self.record(path, &manifest);
-        lock.discard();
-        recorded
+        self.record(path, &manifest)
     }
 
     /// Only files directly in the directory are ours.
