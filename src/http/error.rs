@@ -73,7 +73,7 @@ impl Code {
     fn parts(self) -> (u16, &'static str, &'static str, &'static str) {
         match self {
             Self::AiServiceError => (400, "AI_SERVICE_ERROR", "bad_request", "the request can't be used as it is"),
-            Self::InvalidRequest => (400, "INVALID_REQUEST", "bad_request", "a field is missing; `details` names those that are needed"),
+            Self::InvalidRequest => (400, "INVALID_REQUEST", "bad_request", "a field is missing; `required` names those that are needed"),
             Self::InvalidModel => (400, "INVALID_MODEL", "bad_request", "no model can have, or has, this name"),
             Self::AuthRequired => (400, "AUTH_REQUIRED", "bad_request", "the model's publisher wants a login; `details` says how"),
             Self::Unauthorized => (401, "UNAUTHORIZED", "unauthorized", "the key is missing or wrong"),

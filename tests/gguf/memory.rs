@@ -324,8 +324,8 @@ fn bytes_are_readable() {
     assert_eq!(
         shown,
         [
-            "0 KiB",
-            "1 KiB",
+            "0 B",
+            "1023 B",
             "1.0 MiB",
             "1.5 GiB",
             "27 MiB",

@@ -108,11 +108,14 @@ fn name(endpoint: &Endpoint) -> String {
     format!("{} {}", endpoint.method, endpoint.path)
 }
 
+/// Stands for a name in sample requests.
+const SAMPLE_MODEL: &str = "gemma-3-1b";
+
 fn describe(endpoint: &Endpoint, base_url: &str) -> Value {
     let sample = endpoint.sample.unwrap_or_default();
     let mut described = json!({
         "description": endpoint.description,
-        "sample_request": format!("curl -s {base_url}{}{sample}", endpoint.path),
+        "sample_request": format!("curl -s {base_url}{}{sample}", endpoint.path.replace("{name}", SAMPLE_MODEL)),
     });
     if endpoint.path == text::PATH {
         let fields: Map<String, Value> = text::FIELDS

@@ -180,6 +180,11 @@ impl Downloads {
         Ok(Start::Started)
     }
 
+    /// Whether there is a token for repositories that want a login.
+    pub fn has_token(&self) -> bool {
+        self.0.puller.hub.token().is_some()
+    }
+
     /// All that run, wait, or ended lately.
     pub fn snapshot(&self) -> Vec<DownloadStatus> {
         self.0.state().report()

@@ -5,8 +5,8 @@ use super::super::super::error::{ApiError, Code};
 use super::super::super::json;
 use super::manage::blocking;
 use super::{store, texts};
-use crate::models::ModelRef;
 use crate::models::download::{DownloadError, Downloads, Refused, Start};
+use crate::models::{Entry, ModelRef};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -24,6 +24,12 @@ pub(in crate::http) async fn start(
     let [name] = texts(&app, &headers, body, ["modelName"]).await?;
     let reference = allowed(&app, &name)?;
     let downloads = downloads(&app)?;
+    if let ModelRef::Known(entry) = &reference
+        && entry.login
+        && !downloads.has_token()
+    {
+        return Err(login_wanted(entry));
+    }
     let (model, url) = match &reference {
         ModelRef::Known(entry) => (entry.name.clone(), entry.source.hub.to_string()),
         ModelRef::Hub(file) => (file.to_string(), file.to_string()),
@@ -77,6 +83,17 @@ pub(super) fn forbidden() -> ApiError {
         "this server lets nobody install models of their own",
     )
     .details("start it with --allow-install, or use `pocket-llm pull` on the server")
+}
+
+fn login_wanted(entry: &Entry) -> ApiError {
+    ApiError::new(
+        Code::AuthRequired,
+        format!("the publisher of {} wants a login", entry.name),
+    )
+    .details(format!(
+        "accept the terms at the page of {} on the hub, and start the server with HF_TOKEN",
+        entry.source.hub.repo()
+    ))
 }
 
 pub(super) fn downloads(app: &App) -> Result<Downloads, ApiError> {
