@@ -97,7 +97,7 @@ pub trait Backend {
     fn run(
         &self,
         config: &WorkerConfig,
-        progress: Box<dyn FnMut(f32) -> bool>,
+        progress: Box<dyn FnMut(f32) -> bool + Send>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError>;
 }

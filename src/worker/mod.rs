@@ -106,7 +106,7 @@ fn try_serve(
 }
 
 /// Tells how far loading is. The answer (go on?) is always yes: a front that is gone ends the process anyway.
-fn report_progress(mut out: UnixStream) -> Box<dyn FnMut(f32) -> bool> {
+fn report_progress(mut out: UnixStream) -> Box<dyn FnMut(f32) -> bool + Send> {
     let mut last: Option<Instant> = None;
     Box::new(move |progress| {
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_PAUSE) {

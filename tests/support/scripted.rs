@@ -314,7 +314,7 @@ impl Backend for ScriptedBackend {
     fn run(
         &self,
         config: &WorkerConfig,
-        mut progress: Box<dyn FnMut(f32) -> bool>,
+        mut progress: Box<dyn FnMut(f32) -> bool + Send>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         if config.model.as_os_str() == "broken" {
