@@ -90,6 +90,7 @@ async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineE
     let mut config = inner.settings.engine.config.clone();
     config.model.clone_from(&slot.facts.model.path);
     config.chat_template = slot.facts.chat_template();
+    config.gentle = !others(&inner.slots(), slot).is_empty();
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;

@@ -10,6 +10,7 @@ mod admission;
 mod policy;
 mod slot;
 
+use crate::device::gentle::apart;
 use crate::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Load, WorkerStats};
 use crate::models::memory::{Asked, Kernels};
 use crate::models::{Facts, Model};
@@ -136,9 +137,11 @@ impl Pool {
             return Ok(lease);
         }
         let asked = model.clone();
-        let read = tokio::task::spawn_blocking(move || Facts::read(asked));
+        let gentle = !self.inner.slots().list.is_empty();
+        let read = tokio::task::spawn_blocking(move || apart(gentle, || Facts::read(asked)));
         let facts = read
             .await
+            .map_err(|error| EngineError::Internal(error.to_string()))?
             .map_err(|error| EngineError::Internal(error.to_string()))?
             .map_err(|damage| EngineError::Unloadable(damage.to_string()))?;
         self.bring_in(Arc::new(facts), kept)

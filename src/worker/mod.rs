@@ -16,6 +16,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod text;
 
+use crate::device::gentle::apart;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use crate::engine::{EngineError, Request, WorkerConfig};
 use decoder::{Backend, Loaded, Vocab};
@@ -145,7 +146,17 @@ fn answer(
         vocab,
         decoder,
     } = loaded;
-    let (template, warning) = Template::new(&*vocab, config.chat_template.as_deref());
+    let configured = config.chat_template.as_deref();
+    let template = apart(config.gentle, || Template::new(&*vocab, configured));
+    let (template, warning) = match template {
+        Ok(made) => made,
+        Err(error) => {
+            let reason = format!("no thread for the chat template: {error}");
+            // The front is told as well as can be; when it is gone, so are we.
+            let _ = wire::write(out, &FromWorker::LoadFailed { reason });
+            return;
+        }
+    };
     if let Some(warning) = warning {
         tracing::warn!(warning, "the model's chat template is not used");
     }

@@ -94,7 +94,7 @@ impl Server {
         let worker = ScriptedWorker::new(options.load);
         let config = json!({
             "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
-            "batch_size": 64, "step_ms": 100, "places": options.places,
+            "batch_size": 64, "step_ms": 100, "places": options.places, "gentle": false,
         });
         let pool = Pool::new(PoolSettings {
             engine: EngineOptions {

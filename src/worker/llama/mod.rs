@@ -10,6 +10,7 @@ mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
+use crate::device::gentle::apart;
 use crate::device::memory::Free;
 use crate::engine::{ModelInfo, WorkerConfig};
 use crate::models::gguf::Gguf;
@@ -22,7 +23,6 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use vocab::LlamaVocabulary;
 
 pub use log::LlamaLog;
@@ -30,9 +30,6 @@ pub use tokenize::answer as answer_texts;
 
 /// Plan and report may differ by one part in so many before it is told.
 const TOLERATED_PART: u64 = 20;
-
-/// How much a loader gives way to others: at 10 it gets a tenth of a core that others want too, at 0 half of it.
-const LOADING_NICE: i32 = 10;
 
 /// Loads GGUF files through llama.cpp.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,14 +43,19 @@ impl Backend for Llama {
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         let backend = backend()?;
-        let header = read_header(&config.model)?;
-        let plan = make_plan(&header, config)?;
         log::forget();
-        let (model, vocab) = beside_others(|| load(backend, &config.model, progress))??;
+        let (header, plan, model, vocab) = apart(config.gentle, || {
+            let header = read_header(&config.model)?;
+            let plan = make_plan(&header, config)?;
+            let (model, vocab) = load(backend, &config.model, progress)?;
+            Ok::<_, LoadError>((header, plan, model, vocab))
+        })
+        .map_err(no_thread)??;
         let params = context_params(&plan, config)?;
         // The context borrows from the model, so it lives on this stack. One is made at a time: making two at once is not
         // sound.
-        let context = beside_others(|| model.new_context(backend, params))?
+        let context = apart(config.gentle, || model.new_context(backend, params))
+            .map_err(no_thread)?
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
         compare(&plan.needs);
         let info = describe(&header, &model, &plan, context.n_ctx());
@@ -80,25 +82,8 @@ fn load(
     Ok((model, vocab))
 }
 
-/// Does work on a thread of low priority, so that models that answer meanwhile keep their cores. On Linux priority is a
-/// thread's own and can't be raised again without privileges, so the engine thread keeps its own by not lowering it.
-fn beside_others<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, LoadError> {
-    let gently = || {
-        if let Err(error) = rustix::process::nice(LOADING_NICE) {
-            tracing::debug!(%error, "loading has the usual priority");
-        }
-        work()
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("loader".into());
-        let loader = thread
-            .spawn_scoped(scope, gently)
-            .map_err(|error| LoadError(format!("no thread to load on: {error}")))?;
-        // A panic of any thread has ended the process before this.
-        loader
-            .join()
-            .map_err(|_| LoadError("the loader panicked".into()))
-    })
+fn no_thread(error: std::io::Error) -> LoadError {
+    LoadError(format!("no thread to load on: {error}"))
 }
 
 /// The process's one backend.
