@@ -32,6 +32,8 @@ VERSIONS = ["1.34", "1.35", "1.36", "1.37"]
 FOREIGN = {"ServiceMonitor"}
 # Immutable in a running cluster, so frozen here.
 SELECTOR = {"app.kubernetes.io/name": "pocket-llm", "app.kubernetes.io/component": "server"}
+# The Secrets that people make, and whether the pods start without them.
+SECRETS = {"pocket-llm-hf": True, "pocket-llm-api-key": False}
 CHAT_NAMES = {"GEMMA_3_1B_IT", "gemma-3n-e2b-it"}
 # Read by the download's library, or only by other variables.
 OTHER_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "POD_IP"}
@@ -154,6 +156,8 @@ def selects(overlay: Overlay, facts: Facts) -> Findings:
         yield "the DaemonSet's selector has changed, which no running cluster accepts"
     if not within(SELECTOR, labels):
         yield "the pods lack labels of the DaemonSet's selector"
+    if labels.get("app.kubernetes.io/version") != facts.version:
+        yield f"the label of the version is {labels.get('app.kubernetes.io/version')}, not {facts.version}"
     services = [service for service in overlay.all("Service") if service["metadata"]["name"] == "llm"]
     if len(services) != 1:
         yield "there is no Service named llm"
@@ -189,6 +193,13 @@ def refers(overlay: Overlay, _: Facts) -> Findings:
     yield from (f"there is no ConfigMap {name}" for name in sorted(wanted - maps))
     used = {mount["name"] for container in overlay.containers for mount in container["volumeMounts"]}
     yield from (f"volume {name} is mounted but not there, or there but not mounted" for name in sorted(used ^ set(volumes)))
+    for container in overlay.containers:
+        for variable in container.get("env", []):
+            key = variable.get("valueFrom", {}).get("secretKeyRef")
+            if key and SECRETS.get(key["name"]) is not key.get("optional", False):
+                yield f"{container['name']}: {variable['name']} comes from {key}, which is none of {SECRETS} (name and whether it is optional)"
+            if variable["name"] == "HF_TOKEN" and container["name"] != "pull":
+                yield f"{container['name']}: sees the hub's token, which only the download needs"
     if volumes.get("store", {}).get("hostPath", {}).get("type") != "DirectoryOrCreate":
         yield "the store does not lie on the phone itself"
 

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Callable, Iterator
@@ -83,13 +84,17 @@ class ControlPlane:
         self.programs, self.folder, self.kubectl_path = programs, folder, kubectl
         self.processes: list[subprocess.Popen] = []
         self.token = os.urandom(16).hex()
-        self.etcd, peer, self.port, controllers, scheduler = free_ports(5)
-        self.url = f"https://127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        """Starts everything, and returns when it answers."""
+        folder = self.folder
+        client, peer, port, controllers, scheduler = free_ports(5)
+        self.url = f"https://127.0.0.1:{port}"
         self.files()
-        self.start("etcd", f"--data-dir={folder}/etcd", f"--listen-client-urls=http://127.0.0.1:{self.etcd}",
-                   f"--advertise-client-urls=http://127.0.0.1:{self.etcd}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
+        self.start("etcd", f"--data-dir={folder}/etcd", f"--listen-client-urls=http://127.0.0.1:{client}",
+                   f"--advertise-client-urls=http://127.0.0.1:{client}", f"--listen-peer-urls=http://127.0.0.1:{peer}",
                    f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}", f"--initial-cluster=default=http://127.0.0.1:{peer}")
-        self.start("kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self.etcd}", "--bind-address=127.0.0.1", f"--secure-port={self.port}",
+        self.start("kube-apiserver", f"--etcd-servers=http://127.0.0.1:{client}", "--bind-address=127.0.0.1", f"--secure-port={port}",
                    f"--cert-dir={folder}/certificates", f"--token-auth-file={folder}/tokens.csv", "--authorization-mode=RBAC",
                    "--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.43.0.0/24", "--service-account-issuer=https://kubernetes.default.svc",
                    f"--service-account-key-file={folder}/accounts.key", f"--service-account-signing-key-file={folder}/accounts.key")
@@ -171,7 +176,7 @@ class ControlPlane:
         return run.stdout
 
     def pods(self, selector: str = SELECTOR) -> list[dict]:
-        return self.call("GET", f"/api/v1/namespaces/default/pods?labelSelector={selector.replace('=', '%3D').replace(',', '%2C')}")["items"]
+        return self.call("GET", f"/api/v1/namespaces/default/pods?labelSelector={urllib.parse.quote(selector)}")["items"]
 
     def daemonset(self) -> dict:
         return self.call("GET", "/apis/apps/v1/namespaces/default/daemonsets/pocket-llm")
@@ -404,8 +409,7 @@ def control_plane() -> Iterator[ControlPlane]:
     built = subprocess.run([ROOT / "tools/build_control_plane.sh"], check=True, stdout=subprocess.PIPE, text=True)
     kubectl = check_k8s.tools() / "bin/kubectl"
     folder = Path(tempfile.mkdtemp(prefix="k8s-prove-"))
-    plane = ControlPlane.__new__(ControlPlane)
-    plane.processes = []
+    plane = ControlPlane(Path(built.stdout.strip()), folder, kubectl)
 
     def overdue(*_: object) -> None:
         raise Failed(f"not done within {WHOLE} s")
@@ -413,7 +417,7 @@ def control_plane() -> Iterator[ControlPlane]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.alarm(WHOLE)
     try:
-        plane.__init__(Path(built.stdout.strip()), folder, kubectl)
+        plane.up()
         yield plane
     except (Failed, OSError, subprocess.TimeoutExpired):
         logs = folder.with_name(folder.name + "-logs")

@@ -18,6 +18,11 @@ def variable(name: str):
     return lambda documents: next(v for v in server(documents)["env"] if v["name"] == name)
 
 
+def token(documents: list[dict]) -> dict:
+    (pull,) = (container for container in pod(documents)["initContainers"] if container["name"] == "pull")
+    return next(v for v in pull["env"] if v["name"] == "HF_TOKEN")["valueFrom"]["secretKeyRef"]
+
+
 def pod(documents: list[dict]) -> dict:
     return Overlay(documents).pod
 
@@ -31,6 +36,7 @@ SPOILT = [
     (pod, "nodeSelector", {"llm": True}, "node selector"),
     (lambda d: Overlay(d).spec["selector"]["matchLabels"], "more", "labels", "selector has changed"),
     (lambda d: Overlay(d).template["metadata"]["labels"], "app.kubernetes.io/component", "other", "lack labels"),
+    (lambda d: Overlay(d).template["metadata"]["labels"], "app.kubernetes.io/version", "0.0.9", "label of the version"),
     (lambda d: kind("Service")(d)["spec"]["selector"], "app.kubernetes.io/name", "other", "other pods"),
     (lambda d: kind("Service")(d)["metadata"], "name", "pocket-llm", "no Service named llm"),
     (lambda d: kind("Service")(d)["spec"]["ports"][0], "targetPort", "http", "ports are"),
@@ -44,6 +50,8 @@ SPOILT = [
     (lambda d: kind("ConfigMap")(d)["data"], "POCKET_LLM_API_KEY", "hush", "written into the manifest"),
     (lambda d: kind("ConfigMap")(d)["data"], "POCKET_LLM_GRACE", "60", "not enough"),
     (lambda d: kind("ConfigMap")(d)["data"], "POCKET_LLM_HOST", "0.0.0.0", "set twice"),
+    (token, "optional", False, "which is none of"),
+    (variable("POD_IP"), "name", "HF_TOKEN", "only the download"),
     (variable("POD_IP"), "name", "POD_NAME", "not defined above"),
     (variable("POCKET_LLM_HOST"), "value", "0.0.0.0", "listens on"),
     (server, "args", ["server"], "no command server"),
