@@ -27,7 +27,7 @@ ALIASES := $(if $(filter $(SMALL_MODEL),$(MODEL)),--alias 'GEMMA_3_1B_IT$(comma)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: setup
 setup: ## Install the missing build tools (Debian: by apt-get)
@@ -58,13 +58,22 @@ test: test-models ## Run all tests, with llama.cpp and without
 	$(PYTHON) -m unittest discover --start-directory benches --pattern 'test_*.py'
 
 .PHONY: lint
-lint: ## Check format, clippy, docs, licences and sources of dependencies, shell scripts
+lint: k8s-check ## Check format, clippy, docs, licences and sources of dependencies, shell scripts, manifests
 	@tools/setup.sh lint
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
 	tools/check_dependencies.sh $(CARGO_DENY)
 	if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); fi
+
+.PHONY: k8s-check
+k8s-check: setup ## Check the manifests in k8s/ against Kubernetes' schemas and the program's sources
+	@$(PYTHON) tools/check_k8s.py
+	@"$$($(PYTHON) tools/check_k8s.py --venv)/bin/python" -m unittest discover --start-directory tools --pattern 'test_check_k8s.py'
+
+.PHONY: k8s-prove
+k8s-prove: setup ## Apply the manifests to a real control plane, built from Debian's sources (10 minutes, once)
+	@nice -n 10 $(PYTHON) tools/k8s_control_plane.py
 
 .PHONY: bench
 bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, once); MODEL as in run
