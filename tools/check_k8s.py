@@ -37,9 +37,6 @@ SECRETS = {"pocket-llm-hf": True, "pocket-llm-api-key": False}
 CHAT_NAMES = {"GEMMA_3_1B_IT", "gemma-3n-e2b-it"}
 # Read by the download's library, or only by other variables.
 OTHER_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "POD_IP"}
-# Promised by the program, not read yet.
-PLANNED_VARIABLES = {"POCKET_LLM_STORE", "POCKET_LLM_CATALOGUE"}
-PLANNED_COMMANDS = {"prepare-store", "pull"}
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 Findings = Iterator[str]
@@ -215,13 +212,13 @@ def configures(overlay: Overlay, facts: Facts) -> Findings:
             undefined = set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) - seen
             yield from (f"{who}: {name} refers to {other}, which is not defined above it" for other in sorted(undefined))
             seen.add(name)
-        known = facts.variables | OTHER_VARIABLES | PLANNED_VARIABLES
+        known = facts.variables | OTHER_VARIABLES
         yield from (f"{who}: the program does not read {name}" for name in sorted((seen | set(settings)) - known))
         arguments = container["args"]
         for name in re.findall(r"\$\((\w+)\)", " ".join(arguments)):
             if name not in seen | set(settings):
                 yield f"{who}: an argument refers to {name}, which is not defined"
-        if arguments[0] not in facts.commands | PLANNED_COMMANDS:
+        if arguments[0] not in facts.commands:
             yield f"{who}: the program has no command {arguments[0]}"
         if container["image"] != f"pocket-llm:{facts.version}" or container["imagePullPolicy"] != "IfNotPresent":
             yield f"{who}: the image is {container['image']}, not this version's, or it is always pulled"
@@ -369,8 +366,6 @@ def main() -> int:
         if f"overlays/{folder.name}" not in readme:
             found.append("k8s/README.md does not mention it")
         wrong += [f"{folder.name}: {sentence}" for sentence in found]
-    for name in sorted(PLANNED_VARIABLES & facts.variables | PLANNED_COMMANDS & facts.commands):
-        print(f"check_k8s: note: the program has {name} now, it need not be planned any more")
     for sentence in wrong:
         print(f"check_k8s: {sentence}", file=sys.stderr)
     if not wrong:

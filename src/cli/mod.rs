@@ -2,6 +2,7 @@
 
 mod list;
 mod models;
+mod prepare;
 mod pull;
 mod rm;
 mod run;
@@ -72,6 +73,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Remove models from disk
     Rm(rm::RmArgs),
+    /// Make the models' folder somebody's own, for an init container
+    #[command(hide = true)]
+    PrepareStore(prepare::PrepareArgs),
     /// The worker process that computes; started by `serve` and `run`
     #[command(hide = true)]
     Engine,
@@ -121,6 +125,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             quiet()?;
             on_runtime(run::run(args))
         }
+        Command::PrepareStore(args) => prepare::run(&args),
         Command::Show(args) => show::show(&args),
     }
 }
