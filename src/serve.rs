@@ -155,11 +155,7 @@ fn app(
         })),
         None => None,
     };
-    let name = |variable| {
-        std::env::var(variable)
-            .ok()
-            .filter(|name: &String| !name.is_empty())
-    };
+    let named = |name: Result<String, _>| name.ok().filter(|name| !name.is_empty());
     let settings = HttpSettings {
         body_limit: config.body_limit,
         max_connections: config.max_connections,
@@ -167,8 +163,8 @@ fn app(
         keys: config.api_keys.clone(),
         allow_install: config.allow_install,
         allow_delete: config.allow_delete,
-        pod_name: name("POD_NAME"),
-        node_name: name("NODE_NAME"),
+        pod_name: named(std::env::var("POD_NAME")),
+        node_name: named(std::env::var("NODE_NAME")),
         ..HttpSettings::default()
     };
     Ok(App::new(Parts {

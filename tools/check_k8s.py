@@ -101,7 +101,7 @@ def one(pattern: str, text: str, flags: int = 0) -> str:
 
 def metrics_in(source: str) -> set[str]:
     """The names that /metrics shows, as Prometheus stores them."""
-    front, engine = source.split("fn engine_registry")
+    front, engine = source.split("fn pool_registry")
     types = dict(re.findall(r"^    (\w+): (?:Family<\w+, )?(Counter|Gauge)\b", front, re.MULTILINE))
     names = set()
     for name, value in re.findall(r'registry\.register\("(\w+)", "[^"]*", ([^;]*)\);', front):
@@ -110,6 +110,8 @@ def metrics_in(source: str) -> set[str]:
     histograms = re.findall(r'\bseconds\("(\w+)"', front)
     names |= {f"{name}_seconds_{part}" for name in histograms for part in ("bucket", "sum", "count")}
     names |= set(re.findall(r'\bgauge\("(\w+)"', engine))
+    names |= set(re.findall(r'registry\.register\("(\w+)"', engine))
+    names |= {f"{name}_bytes" for name in re.findall(r'registry\.register_with_unit\("(\w+)", "[^"]*", Unit::Bytes', engine)}
     names |= {f"{name}_total" for name in re.findall(r'\bcounter\("(\w+)"', engine)}
     names |= {f"{name}_seconds_total" for name in re.findall(r'\bseconds\("(\w+)"', engine)}
     return {f"pocket_llm_{name}" for name in names}
