@@ -297,8 +297,14 @@ async fn a_model_that_can_not_be_loaded_is_told_and_forgotten() {
     drop(lease);
     until("it is forgotten", || machine.here() == ["a"]).await;
     machine.models.broken.lock().unwrap().clear();
+    // The same file is not tried again at once, which would cost others their room each time; a mended one is.
+    let again = machine.pool.lease(&machine.model("b"), false).await;
+    let reason = EngineError::Unloadable("b is broken".into());
+    assert_eq!(again.unwrap_err(), reason);
+    write(&machine.model("b").path);
     answered(&machine.ask("b").await);
     assert_eq!(machine.here(), ["a", "b"]);
+    assert_eq!(machine.loads(), ["a", "b", "b"]);
 }
 
 #[tokio::test]
@@ -398,4 +404,74 @@ async fn a_crowd_with_three_models_and_room_for_two_is_served_to_the_last() {
     }
     assert!(machine.here().len() <= 2);
     assert_eq!(machine.pool.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_model_that_has_a_successor_goes_although_it_need_not_make_way() {
+    let machine = Machine::with_room_for(1, |_| {});
+    machine.script("a").hold();
+    let first = machine.lease("a").await;
+    let running = first.engine().submit(request("say:one|")).unwrap();
+    let second = machine.lease("b").await;
+    until("the model must go", || machine.pool.seen()[0].leaving).await;
+    let third = machine.lease("a").await;
+    let again = third.engine().submit(request("say:two|")).unwrap();
+    drop(second);
+    machine.script("a").open();
+    assert_eq!(read(running).await.text, "one");
+    drop(first);
+    assert_eq!(read(again).await.text, "two");
+    drop(third);
+    until("one is left", || machine.here() == ["a"]).await;
+    assert!(!machine.pool.seen()[0].leaving);
+    answered(&machine.ask("a").await);
+    assert_eq!(machine.loads(), ["a", "a"]);
+}
+
+#[tokio::test]
+async fn a_model_that_is_unloaded_does_not_come_back_for_who_leaves() {
+    let machine = Machine::with_room_for(1, |_| {});
+    machine.script("a").hold();
+    let first = machine.lease("a").await;
+    let running = first.engine().submit(request("say:one|")).unwrap();
+    let pool = machine.pool.clone();
+    let path = machine.model("a").path;
+    let unloading = tokio::spawn(async move { pool.unload(&path).await });
+    until("it must go", || machine.pool.seen()[0].leaving).await;
+    drop(machine.lease("b").await);
+    until("the other one is forgotten", || machine.here() == ["a"]).await;
+    assert!(machine.pool.seen()[0].leaving);
+    machine.script("a").open();
+    assert_eq!(read(running).await.text, "one");
+    drop(first);
+    unloading.await.unwrap();
+    assert_eq!(machine.here(), [""; 0]);
+}
+
+#[tokio::test]
+async fn nobody_goes_for_a_request_that_has_left() {
+    let machine = Machine::with_room_for(1, |_| {});
+    answered(&machine.ask("a").await);
+    drop(machine.lease("b").await);
+    until("it is forgotten", || machine.here() == ["a"]).await;
+    assert!(!machine.pool.seen()[0].leaving);
+    assert_eq!(machine.loads(), ["a"]);
+    assert_eq!(machine.pool.totals().unloads, 0);
+}
+
+#[tokio::test]
+async fn another_file_at_the_same_place_is_another_model() {
+    let machine = Machine::with_room_for(1, |_| {});
+    answered(&machine.ask("a").await);
+    let path = machine.model("a").path;
+    let new = path.with_extension("new");
+    write(&new);
+    std::fs::rename(&new, &path).unwrap();
+    answered(&machine.ask("a").await);
+    assert_eq!(machine.loads(), ["a", "a"]);
+    until("one is left", || machine.here() == ["a"]).await;
+    // What is only gone from the disk is still what it was.
+    std::fs::remove_file(&path).unwrap();
+    answered(&machine.ask("a").await);
+    assert_eq!(machine.loads(), ["a", "a"]);
 }

@@ -1,12 +1,12 @@
 //! What every handler shares.
 
 use super::auth::ApiKey;
-use super::error::ApiError;
+use super::error::{ApiError, Code};
 use super::lifecycle::Lifecycle;
 use crate::engine::EngineState;
 use crate::metrics::{ConnectionMeters, Metrics};
-use crate::models::Library;
 use crate::models::download::Downloads;
+use crate::models::{Library, Listed, Model};
 use crate::pool::{Lease, Pool, Seen};
 use axum::http::HeaderValue;
 use std::collections::HashMap;
@@ -188,12 +188,31 @@ impl App {
 
     /// The model that a request names, for as long as the request needs it. One that is not in memory begins to come in.
     pub(super) async fn lease(&self, asked: Option<&str>) -> Result<Lease, ApiError> {
-        let model = self.library().resolve(asked)?;
+        let model = self.resolve(asked).await?;
         let kept = self.library().is_default(&model.path);
         let lease = self.pool().lease(&model, kept).await;
         let lease = lease.map_err(|error| ApiError::from(&error))?;
         self.note_use(&model.path);
         Ok(lease)
+    }
+
+    async fn resolve(&self, asked: Option<&str>) -> Result<Model, ApiError> {
+        let library = self.library();
+        match asked {
+            // Looks at disks beside the runtime's threads, where it holds nobody up.
+            Some(name) if !name.is_empty() && !library.is_name_of_default(name) => {
+                let (app, name) = (self.clone(), name.to_owned());
+                let resolved = blocking(move || app.library().resolve(Some(&name))).await?;
+                Ok(resolved?)
+            }
+            _ => Ok(library.default()?),
+        }
+    }
+
+    /// All models. Their headers may have to be read.
+    pub(super) async fn listed(&self) -> Result<Vec<Listed>, ApiError> {
+        let app = self.clone();
+        Ok(blocking(move || app.library().list()).await??)
     }
 
     /// Writes down that a model is used, now and then: flash memory wears, and days are all that matters.
@@ -264,6 +283,16 @@ impl App {
     pub(super) fn busy_since(&self) -> Option<SystemTime> {
         lock(&self.inner.busy).since
     }
+}
+
+/// Work on the disk, beside the runtime's threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "work on the disk failed");
+        ApiError::new(Code::AiError, "internal error")
+    })
 }
 
 fn one_line(text: &str) -> String {

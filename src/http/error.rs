@@ -231,7 +231,7 @@ impl From<NoModel> for ApiError {
             NoModel::NotDownloaded(name) => Self::new(Code::ModelNotAvailable, text).details(format!(
                 "get it: POST /ai/models/download {{\"modelName\":\"{name}\"}}, or `pocket-llm pull {name}` on the server"
             )),
-            NoModel::Damaged { .. } => Self::new(Code::ModelNotAvailable, text),
+            NoModel::Damaged { .. } => Self::bad_request(text),
             NoModel::Nothing => Self::new(Code::ModelNotAvailable, text).details(GET_A_MODEL),
             NoModel::Store(_) => Self::new(Code::StoragePermissionDenied, text),
         }

@@ -89,7 +89,13 @@ impl Collection {
     pub fn model(&self, stored: &Stored) -> Model {
         let name = stored.name.to_string();
         Model {
-            entry: self.catalogue.find(&name).cloned().map(Arc::new),
+            // A file that somebody named like an alias is not that model.
+            entry: self
+                .catalogue
+                .find(&name)
+                .filter(|entry| entry.model_name() == stored.name)
+                .cloned()
+                .map(Arc::new),
             path: stored.path.clone(),
             name,
         }

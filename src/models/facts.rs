@@ -4,7 +4,8 @@ use super::Family;
 use super::catalogue::{Entry, Sampling};
 use super::gguf::{Gguf, GgufError};
 use crate::engine::ModelInfo;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A model that can be asked: a name and a file.
@@ -46,12 +47,37 @@ pub struct Facts {
     pub sampling: SamplingDefaults,
     /// The sentence that the licence wants beside answers.
     pub licence_notice: Option<String>,
+    /// Which file it was.
+    identity: Option<Identity>,
+}
+
+/// What tells a file from another one at the same path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(path: &Path) -> Option<Self> {
+        let about = std::fs::metadata(path).ok()?;
+        Some(Self {
+            device: about.dev(),
+            inode: about.ino(),
+            bytes: about.len(),
+            changed: (about.mtime(), about.mtime_nsec()),
+        })
+    }
 }
 
 impl Facts {
     /// Reads the header of a model's file. Blocks for as long as that takes: some ten milliseconds for a vocabulary of 262,144
     /// tokens.
     pub fn read(model: Model) -> Result<Self, GgufError> {
+        // Before it is read: a file that is replaced meanwhile is taken for another one.
+        let identity = Identity::of(&model.path);
         let header = Gguf::read(&model.path)?;
         let info = header.model_info();
         let family = Family::of(&info);
@@ -74,7 +100,18 @@ impl Facts {
             info,
             sampling,
             licence_notice,
+            identity,
         })
+    }
+
+    /// Whether the file is still the one that was read. One that is gone is nobody else: whoever has it open keeps it.
+    pub fn is_current(&self) -> bool {
+        Identity::of(&self.model.path).is_none_or(|now| Some(now) == self.identity)
+    }
+
+    /// Whether both are about the same file with the same content.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        self.model.path == other.model.path && self.identity == other.identity
     }
 
     /// The template to use instead of the file's own, if the catalogue has one.

@@ -1,9 +1,15 @@
 //! Which model a request means: the names of the default model, of the catalogue, and of the files in the store.
 
+use super::gguf::Gguf;
 use super::store::{State, StoreError, Stored};
 use super::{Collection, Entry, Model, shortened};
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// Files whose headers are remembered.
+const MOST_LOOKS: usize = 1024;
 
 /// Every model that this server can be asked for.
 #[derive(Clone, Debug)]
@@ -11,8 +17,18 @@ pub struct Library {
     collection: Collection,
     /// The model that the server was started with.
     default: Option<Model>,
-    /// Further names of the default model; they beat the catalogue.
+    /// Further names of the default model; they beat the catalogue and the store.
     aliases: Vec<String>,
+    /// Headers that were looked at. Locked for a look only.
+    looked_at: Arc<Mutex<HashMap<PathBuf, Look>>>,
+}
+
+/// What a look at a file's header found, for as long as the file is the same.
+#[derive(Clone, Debug)]
+struct Look {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    fault: Option<String>,
 }
 
 /// Why a name means no model that can be asked.
@@ -29,15 +45,13 @@ pub enum NoModel {
     /// The catalogue has it, the disk does not.
     #[error("model {0:?} is not downloaded")]
     NotDownloaded(String),
-    /// Its file has the wrong size.
-    #[error("the file of model {name:?} has {bytes} bytes instead of {expected}")]
+    /// Its file can't be used.
+    #[error("model {name:?} {fault}")]
     Damaged {
         /// Its name.
         name: String,
-        /// Bytes on disk.
-        bytes: u64,
-        /// Bytes that it should have.
-        expected: u64,
+        /// What is wrong with it; completes a sentence.
+        fault: String,
     },
     /// There is no model at all.
     #[error("there is no model on this server yet")]
@@ -60,6 +74,8 @@ pub struct Listed {
     pub stored: Option<Stored>,
     /// The model, if it can be asked.
     pub model: Option<Model>,
+    /// What is wrong with its file, if it is there and can't be used; completes a sentence that begins with its name.
+    pub fault: Option<String>,
 }
 
 impl Library {
@@ -69,6 +85,7 @@ impl Library {
             collection,
             default,
             aliases,
+            looked_at: Arc::default(),
         }
     }
 
@@ -84,10 +101,13 @@ impl Library {
             .is_some_and(|model| model.path == path)
     }
 
-    /// The model for requests that name none: the one that the server was started with, else the first one on disk, in the
-    /// order of the list.
+    /// The model for requests that name none: the one that the server was started with, else the first one on disk that can be
+    /// used, in the order of the list.
     pub fn default(&self) -> Result<Model, NoModel> {
         if let Some(model) = &self.default {
+            if !model.path.exists() {
+                return Err(NoModel::NotDownloaded(model.name.clone()));
+            }
             return Ok(model.clone());
         }
         let mut models = self.list()?.into_iter();
@@ -96,14 +116,13 @@ impl Library {
             .ok_or(NoModel::Nothing)
     }
 
-    /// The model that a request means. Names are compared without regard to case.
+    /// The model that a request means: the default one by its name or a configured alias, then a file of exactly this name, then
+    /// what the catalogue calls so, then a file whose name differs in case only.
     pub fn resolve(&self, asked: Option<&str>) -> Result<Model, NoModel> {
         let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
             return self.default();
         };
-        let of_default = self.default.iter().flat_map(names);
-        let mut names = self.aliases.iter().map(String::as_str).chain(of_default);
-        if names.any(|name| same(name, asked)) {
+        if self.is_name_of_default(asked) {
             return self.default();
         }
         let catalogue = &self.collection.catalogue;
@@ -123,6 +142,12 @@ impl Library {
                 available: self.available()?,
             }),
         }
+    }
+
+    /// Whether the default model answers to this name before anybody else is asked.
+    pub fn is_name_of_default(&self, name: &str) -> bool {
+        let own = self.default.iter().map(|model| &model.name);
+        own.chain(&self.aliases).any(|known| same(known, name))
     }
 
     /// Every name that can be asked for now: the default model's, its aliases, and those of the other models on disk.
@@ -152,59 +177,110 @@ impl Library {
         let mut list = Vec::new();
         if let Some(model) = &self.default {
             let of_entry = model.entry.iter().flat_map(|entry| entry.aliases.clone());
+            let stored = take(&|stored| stored.path == model.path);
+            let fault = self.fault(&model.path);
             list.push(Listed {
                 name: model.name.clone(),
                 aliases: self.aliases.iter().cloned().chain(of_entry).collect(),
                 entry: model.entry.clone(),
-                stored: take(&|stored| stored.path == model.path),
-                model: Some(model.clone()),
+                stored,
+                model: fault.is_none().then(|| model.clone()),
+                fault,
             });
         }
         for entry in self.collection.catalogue.entries() {
-            let is_default = |model: &Model| {
-                model
-                    .entry
-                    .as_ref()
-                    .is_some_and(|own| own.name == entry.name)
-            };
-            if self.default.as_ref().is_some_and(is_default) {
+            // Whoever asks for this name gets the default model.
+            if self.is_name_of_default(&entry.name) {
                 continue;
             }
-            let stored = take(&|stored| same(&stored.name.to_string(), &entry.name));
-            list.push(Listed {
-                name: entry.name.clone(),
-                aliases: entry.aliases.clone(),
-                entry: Some(Arc::new(entry.clone())),
-                model: stored.as_ref().and_then(|stored| self.usable(stored).ok()),
-                stored,
-            });
+            let name = entry.model_name();
+            let stored = take(&|stored| stored.name == name);
+            list.push(self.listed(entry.name.clone(), Some(Arc::new(entry.clone())), stored));
         }
-        list.extend(stored.into_iter().map(|stored| Listed {
-            name: stored.name.to_string(),
-            aliases: Vec::new(),
-            entry: None,
-            model: self.usable(&stored).ok(),
-            stored: Some(stored),
-        }));
+        for stored in stored {
+            let name = stored.name.to_string();
+            if !self.is_name_of_default(&name) {
+                list.push(self.listed(name, None, Some(stored)));
+            }
+        }
         Ok(list)
     }
 
+    fn listed(&self, name: String, entry: Option<Arc<Entry>>, stored: Option<Stored>) -> Listed {
+        let fault = stored.as_ref().and_then(|stored| self.fault_of(stored));
+        let model = stored.as_ref().filter(|_| fault.is_none());
+        let model = model.map(|stored| self.collection.model(stored));
+        Listed {
+            aliases: entry
+                .as_ref()
+                .map(|entry| entry.aliases.clone())
+                .unwrap_or_default(),
+            name,
+            entry,
+            stored,
+            model,
+            fault,
+        }
+    }
+
+    /// What is wrong with a file in the store, if anything; completes a sentence that begins with its name.
+    pub fn fault_of(&self, stored: &Stored) -> Option<String> {
+        match self.usable(stored) {
+            Ok(_) => None,
+            Err(NoModel::Damaged { fault, .. }) => Some(fault),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     fn usable(&self, stored: &Stored) -> Result<Model, NoModel> {
-        match stored.state {
-            State::Complete => Ok(self.collection.model(stored)),
-            State::SizeDiffers { expected } => Err(NoModel::Damaged {
+        let wrong_size = match stored.state {
+            State::Complete => None,
+            State::SizeDiffers { expected } => {
+                let bytes = stored.bytes;
+                Some(format!(
+                    "has {bytes} bytes instead of {expected}: pull it again"
+                ))
+            }
+        };
+        match wrong_size.or_else(|| self.fault(&stored.path)) {
+            None => Ok(self.collection.model(stored)),
+            Some(fault) => Err(NoModel::Damaged {
                 name: stored.name.to_string(),
-                bytes: stored.bytes,
-                expected,
+                fault,
             }),
         }
     }
-}
 
-/// All names of a model.
-fn names(model: &Model) -> impl Iterator<Item = &str> {
-    let of_entry = model.entry.iter().flat_map(|entry| entry.names());
-    std::iter::once(model.name.as_str()).chain(of_entry)
+    /// What is wrong with a file, told from its header, which is read once for as long as the file stays the same.
+    fn fault(&self, path: &Path) -> Option<String> {
+        let about = match std::fs::metadata(path) {
+            Ok(about) => about,
+            Err(error) => return Some(format!("can't be opened: {error}")),
+        };
+        let (bytes, modified) = (about.len(), about.modified().ok());
+        let looked_at = || {
+            self.looked_at
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = looked_at().get(path).cloned();
+        if let Some(look) = known.filter(|look| (look.bytes, look.modified) == (bytes, modified)) {
+            return look.fault;
+        }
+        let fault = Gguf::read(path).err().map(|error| error.fault.to_string());
+        let mut looks = looked_at();
+        // Files that are gone are forgotten with all others, now and then.
+        if looks.len() >= MOST_LOOKS {
+            looks.clear();
+        }
+        let look = Look {
+            bytes,
+            modified,
+            fault: fault.clone(),
+        };
+        looks.insert(path.to_owned(), look);
+        fault
+    }
 }
 
 fn same(one: &str, other: &str) -> bool {

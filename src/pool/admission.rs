@@ -8,8 +8,8 @@ use super::policy::{Seat, make_room};
 use super::slot::Slot;
 use super::{Inner, Slots};
 use crate::device::memory;
-use crate::engine::{EngineError, WorkerConfig};
-use crate::models::memory::{Plan, plan};
+use crate::engine::{EngineError, EngineState, WorkerConfig};
+use crate::models::memory::{Asked, DEFAULT_PARALLEL, Plan, plan};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ pub(super) async fn admit(inner: Arc<Inner>, slot: Arc<Slot>, word: Word) {
     let decided = decide(&inner, &slot).await;
     if let Err(error) = &decided {
         tracing::warn!(model = slot.facts.model.name, %error, "the model is not loaded");
-        slot.leave();
+        inner.leave(&slot);
     }
     let refused = decided.is_err();
     // The engine is gone only when the server is.
@@ -32,53 +32,46 @@ pub(super) async fn admit(inner: Arc<Inner>, slot: Arc<Slot>, word: Word) {
         drop(turn);
         return inner.remove(&slot).await;
     }
-    inner.slots().loads += 1;
     // The next model waits until this one is in: two loads at once are slower than one after the other, and what the first
     // one takes is known then.
-    slot.engine.loaded().await;
+    let state = slot.engine.loaded().await;
     drop(turn);
-    if slot.kept || slot.is_ready() {
-        return;
-    }
-    // What waits for it is served by another attempt, or told why not. After that a model that can't be loaded is not tried
-    // again by itself.
-    slot.unused().await;
-    if !slot.is_ready() {
-        inner.remove(&slot).await;
+    // Who looks after idle models has not counted this one yet.
+    inner.bell.notify_one();
+    if let EngineState::Failed { reason } | EngineState::Restarting { reason } = state {
+        tracing::warn!(
+            model = slot.facts.model.name,
+            reason,
+            "the model could not be loaded"
+        );
+        if !slot.kept {
+            inner.note_failure(&slot, &reason);
+            // What waits for it is served by another attempt, or told why not. After that it is not tried again by itself.
+            slot.unused().await;
+            if !slot.is_ready() {
+                inner.remove(&slot).await;
+            }
+        }
     }
 }
 
 /// The settings with which the model fits, once there is room; or why there can't be.
-async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineError> {
-    let (plan, victims) = choose(inner, slot)?;
-    // Counted from now on, so that nobody else plans with it.
-    slot.takes(plan.needs.total());
-    for victim in &victims {
-        victim.leave();
-        tracing::info!(
-            model = victim.facts.model.name,
-            for_model = slot.facts.model.name,
-            in_flight = victim.engine.in_flight(),
-            "unloading to make room"
-        );
-    }
-    for victim in &victims {
-        tokio::select! {
-            () = victim.unused() => {}
-            () = slot.unused() => {
-                inner.stay(&victims);
-                return Err(EngineError::NotReady("nobody waits for it any more".into()));
-            }
+async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineError> {
+    let plan = loop {
+        if slot.uses() == 0 {
+            return Err(nobody_waits());
         }
-        inner.remove(victim).await;
-    }
-    // What it takes may have changed while others went.
-    let plan = if victims.is_empty() {
-        plan
-    } else {
-        choose(inner, slot)?.0
+        let (plan, victims) = choose(inner, slot)?;
+        // Counted from now on, so that nobody else plans with it.
+        slot.takes(plan.needs.total());
+        if victims.is_empty() {
+            break plan;
+        }
+        // What there is may have changed when they are gone: then it is looked at again. Each round has fewer that could go.
+        make_room_for(inner, slot, &victims).await?;
     };
-    slot.takes(plan.needs.total());
+    slot.admit();
+    inner.slots().loads += 1;
     tracing::info!(
         model = slot.facts.model.name,
         ctx_size = plan.ctx_size,
@@ -97,6 +90,44 @@ async fn decide(inner: &Inner, slot: &Arc<Slot>) -> Result<WorkerConfig, EngineE
     Ok(config)
 }
 
+fn nobody_waits() -> EngineError {
+    EngineError::NotReady("nobody waits for it any more".into())
+}
+
+/// Waits until the victims are gone. They stay when everyone who waits for the model has left before that.
+async fn make_room_for(
+    inner: &Arc<Inner>,
+    slot: &Arc<Slot>,
+    victims: &[Arc<Slot>],
+) -> Result<(), EngineError> {
+    {
+        let _list = inner.slots();
+        for victim in victims {
+            victim.make_way();
+        }
+    }
+    for victim in victims {
+        tracing::info!(
+            model = victim.facts.model.name,
+            for_model = slot.facts.model.name,
+            in_flight = victim.engine.in_flight(),
+            "unloading to make room"
+        );
+    }
+    for victim in victims {
+        tokio::select! {
+            biased;
+            () = slot.unused() => {
+                inner.stay(victims);
+                return Err(nobody_waits());
+            }
+            () = victim.unused() => {}
+        }
+        inner.remove(victim).await;
+    }
+    Ok(())
+}
+
 /// A plan for the model, and who must go for it. With its full sizes, if that is possible by letting others go; else with
 /// what fits when it is alone.
 fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), EngineError> {
@@ -105,8 +136,9 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     let total = total(inner, &others);
     let seats: Vec<Seat> = others.iter().map(|slot| seat(slot)).collect();
     let header = &slot.facts.header;
+    let asked = asked_of(slot, &settings.asked);
     let planned = |available| {
-        plan(header, &settings.asked, settings.kernels, available)
+        plan(header, &asked, settings.kernels, available)
             .map_err(|error| EngineError::Unloadable(error.of(&slot.facts.model.name).to_string()))
     };
     let room = |plan: &Plan| {
@@ -122,11 +154,25 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
         Some(victims) => victims,
         None => {
             plan = planned(total)?;
-            room(&plan).unwrap_or_else(|| (0..others.len()).collect())
+            room(&plan).unwrap_or_default()
         }
     };
     let victims = victims.into_iter().map(|index| Arc::clone(&others[index]));
     Ok((plan, victims.collect()))
+}
+
+/// What the operator asked for holds for every model. A context that is more than one was trained for is a mistake where the
+/// operator named that model, and the most that it can do where a client did.
+fn asked_of(slot: &Slot, asked: &Asked) -> Asked {
+    let trained = slot.facts.info.trained_context;
+    let sequences = asked.parallel.unwrap_or(DEFAULT_PARALLEL);
+    let most = Some(trained.saturating_mul(sequences)).filter(|most| *most > 0 && !slot.kept);
+    Asked {
+        ctx_size: asked
+            .ctx_size
+            .map(|cells| most.map_or(cells, |most| cells.min(most))),
+        ..*asked
+    }
 }
 
 /// The models that have their memory, or have been promised it.
@@ -168,7 +214,7 @@ pub(super) async fn unload_idle(inner: Weak<Inner>, keep_alive: Duration) {
             let unused = slots
                 .list
                 .iter()
-                .filter(|slot| slot.uses() == 0 && slot.bytes() > 0 && !slot.is_leaving());
+                .filter(|slot| slot.uses() == 0 && slot.is_admitted() && !slot.is_leaving());
             let due = |slot: &&Arc<Slot>| {
                 let at = slot.last_used() + keep_alive;
                 if at > now {

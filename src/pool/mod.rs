@@ -26,6 +26,10 @@ pub use slot::Lease;
 
 /// Models that may wait for room at once, beside those that have it. Each costs two threads and a few kilobytes.
 const MOST_WAITING: usize = 8;
+/// A file that could not be loaded is not tried again for this long.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+/// Files that are remembered for that.
+const MOST_FAILURES: usize = 16;
 /// How often a drain looks whether everybody is served.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -59,9 +63,18 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     /// Held while a file's header is read.
     reading: tokio::sync::Mutex<()>,
+    /// Files that could not be loaded lately. Locked for a look only.
+    failures: Mutex<Vec<Failure>>,
     /// Rung when a use of a model ends.
     bell: Arc<Notify>,
     closed: AtomicBool,
+}
+
+/// A file that could not be loaded.
+struct Failure {
+    facts: Arc<Facts>,
+    reason: String,
+    at: Instant,
 }
 
 #[derive(Default)]
@@ -93,6 +106,8 @@ pub struct Seen {
     pub idle: Option<Duration>,
     /// Whether it goes as soon as its requests are done.
     pub leaving: bool,
+    /// Whether it waits for others to make room.
+    pub waiting: bool,
 }
 
 /// Counts over the life of the server.
@@ -116,6 +131,7 @@ impl Pool {
             slots: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             reading: tokio::sync::Mutex::default(),
+            failures: Mutex::default(),
             bell: Arc::new(Notify::new()),
             closed: AtomicBool::new(false),
         });
@@ -143,7 +159,14 @@ impl Pool {
             .await
             .map_err(|error| EngineError::Internal(error.to_string()))?
             .map_err(|error| EngineError::Internal(error.to_string()))?
-            .map_err(|damage| EngineError::Unloadable(damage.to_string()))?;
+            .map_err(|damage| match kept {
+                // The one that the operator named, by its path.
+                true => EngineError::Unloadable(damage.to_string()),
+                false => EngineError::Unloadable(format!("model {} {}", model.name, damage.fault)),
+            })?;
+        if let Some(reason) = self.inner.failed_lately(&facts) {
+            return Err(EngineError::Unloadable(reason));
+        }
         self.bring_in(Arc::new(facts), kept)
     }
 
@@ -199,13 +222,14 @@ impl Pool {
         self.inner.settings.engine.config.places
     }
 
-    /// Unloads a model as soon as its requests are done, and waits until its process is gone. Requests that come meanwhile
-    /// wait for its return.
+    /// Unloads a model as soon as its requests are done, and waits until its processes are gone.
     pub async fn unload(&self, path: &Path) {
-        let slot = self.find(path);
-        if let Some(slot) = slot {
-            self.inner.remove(&slot).await;
-        }
+        let all: Vec<_> = {
+            let slots = self.inner.slots();
+            let of_it = slots.list.iter().filter(|slot| slot.path() == path);
+            of_it.cloned().collect()
+        };
+        futures_util::future::join_all(all.iter().map(|slot| self.inner.remove(slot))).await;
     }
 
     /// Refuses new requests from now on.
@@ -242,7 +266,16 @@ impl Pool {
         }
         let mut present = slots.list.iter();
         let slot = present.find(|slot| slot.path() == path && !slot.is_leaving());
-        Ok(slot.map(|slot| Lease::new(Arc::clone(slot), Arc::clone(&self.inner.bell))))
+        let Some(slot) = slot else { return Ok(None) };
+        if slot.facts.is_current() {
+            let bell = Arc::clone(&self.inner.bell);
+            return Ok(Some(Lease::new(Arc::clone(slot), bell)));
+        }
+        // Another file has taken its place: what is in memory is served to its end, and the new one is looked at.
+        let (pool, slot) = (Arc::clone(&self.inner), Arc::clone(slot));
+        slot.leave();
+        tokio::spawn(async move { pool.remove(&slot).await });
+        Ok(None)
     }
 
     /// A lease on a model that begins to come in, if nobody was faster.
@@ -279,26 +312,61 @@ impl Inner {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nobody new gets in from now on. Under the lock, so that nobody is half in.
+    fn leave(&self, slot: &Slot) {
+        let _list = self.slots();
+        slot.leave();
+    }
+
     /// Lets a model go: nobody new gets in, who is there is served, then its process ends and its memory is free.
     async fn remove(&self, slot: &Arc<Slot>) {
-        slot.leave();
+        self.leave(slot);
         slot.unused().await;
         slot.engine.shutdown().await;
         self.forget(slot);
     }
 
-    /// Lets those stay that were to go and are still here, unless their successors wait already.
-    fn stay(&self, victims: &[Arc<Slot>]) {
+    /// Lets those stay that were to make way and are still here. One whose successor waits already goes all the same.
+    fn stay(self: &Arc<Self>, victims: &[Arc<Slot>]) {
         let slots = self.slots();
         let successor = |victim: &Arc<Slot>| {
             let mut others = slots.list.iter();
             others.any(|other| other.path() == victim.path() && !other.is_leaving())
         };
         for victim in victims {
-            if slots.list.iter().any(|slot| Arc::ptr_eq(slot, victim)) && !successor(victim) {
+            if successor(victim) {
+                let (pool, victim) = (Arc::clone(self), Arc::clone(victim));
+                tokio::spawn(async move { pool.remove(&victim).await });
+            } else {
                 victim.stay();
             }
         }
+    }
+
+    /// Why this very file could not be loaded a moment ago. It is not tried again at once: each try would cost others their
+    /// room.
+    fn failed_lately(&self, facts: &Facts) -> Option<String> {
+        let mut failures = self.failures();
+        failures.retain(|failure| failure.at.elapsed() < FAILURE_PAUSE);
+        let mut of_it = failures.iter();
+        let failure = of_it.find(|failure| failure.facts.is_same_file(facts));
+        failure.map(|failure| failure.reason.clone())
+    }
+
+    fn note_failure(&self, slot: &Slot, reason: &str) {
+        let mut failures = self.failures();
+        if failures.len() >= MOST_FAILURES {
+            failures.remove(0);
+        }
+        failures.push(Failure {
+            facts: Arc::clone(&slot.facts),
+            reason: reason.to_owned(),
+            at: Instant::now(),
+        });
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Vec<Failure>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a model whose engine is over off the list.
@@ -311,7 +379,7 @@ impl Inner {
             slots.before.add_counters(&load.before);
             slots.before.add_counters(&load.worker);
             slots.restarts += load.restarts;
-            slots.unloads += u64::from(slot.bytes() > 0);
+            slots.unloads += u64::from(slot.is_admitted());
         }
     }
 }
@@ -333,5 +401,6 @@ fn seen(slot: &Slot) -> Seen {
         bytes: slot.bytes(),
         idle: (slot.uses() == 0).then(|| Instant::now() - slot.last_used()),
         leaving: slot.is_leaving(),
+        waiting: !slot.is_admitted(),
     }
 }

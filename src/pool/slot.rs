@@ -3,10 +3,17 @@
 use super::Facts;
 use crate::engine::{EngineHandle, EngineState};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+/// It takes new requests.
+const STAYS: u8 = 0;
+/// It was told to make way for another model; that can be taken back.
+const MAKES_WAY: u8 = 1;
+/// It goes, whatever happens.
+const GOES: u8 = 2;
 
 /// A model's place. Shared by the pool, by everyone who uses the model, and by the task that brings it in.
 pub(super) struct Slot {
@@ -14,8 +21,10 @@ pub(super) struct Slot {
     pub(super) engine: EngineHandle,
     /// Bytes that it takes, 0 until that was decided.
     bytes: AtomicU64,
-    /// Whether it must go: nobody new gets in.
-    leaving: AtomicBool,
+    /// Whether it must go: nobody new gets in. Changed under the lock on the pool's list only.
+    leaving: AtomicU8,
+    /// Whether it was let into memory.
+    admitted: AtomicBool,
     /// Whether it is kept although its load failed (the default model, which is tried again).
     pub(super) kept: bool,
     uses: watch::Sender<u32>,
@@ -29,7 +38,8 @@ impl Slot {
             facts,
             engine,
             bytes: AtomicU64::new(0),
-            leaving: AtomicBool::new(false),
+            leaving: AtomicU8::new(STAYS),
+            admitted: AtomicBool::new(false),
             kept,
             uses: watch::Sender::new(0),
             last_used: Mutex::new(Instant::now()),
@@ -52,17 +62,37 @@ impl Slot {
     }
 
     pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Ordering::Acquire) != STAYS
     }
 
-    /// From now on nobody new gets in.
+    /// From now on nobody new gets in, and that is final: whoever says so sees it out.
     pub(super) fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
+        self.leaving.store(GOES, Ordering::Release);
     }
 
-    /// It need not go after all.
+    /// Nobody new gets in while another model waits for its room.
+    pub(super) fn make_way(&self) {
+        // One that goes in any case goes.
+        let _ =
+            self.leaving
+                .compare_exchange(STAYS, MAKES_WAY, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It need not make way any more.
     pub(super) fn stay(&self) {
-        self.leaving.store(false, Ordering::Release);
+        // One that goes in any case goes.
+        let _ =
+            self.leaving
+                .compare_exchange(MAKES_WAY, STAYS, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Whether it was let into memory.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn admit(&self) {
+        self.admitted.store(true, Ordering::Release);
     }
 
     pub(super) fn takes(&self, bytes: u64) {

@@ -267,8 +267,9 @@ async fn deleting_needs_the_flag_and_waits_for_nobody() {
     .await;
     for (name, status, code) in [
         ("other", 404, "MODEL_NOT_FOUND"),
-        ("gemma-3-1b", 404, "MODEL_NOT_FOUND"),
+        ("gemma-3-1b", 404, "MODEL_NOT_DOWNLOADED"),
         ("..%2Ftiny", 400, "INVALID_MODEL"),
+        ("a%ff", 400, "INVALID_MODEL"),
     ] {
         let response = ask(
             server.address,
@@ -481,8 +482,15 @@ async fn what_is_installed_comes_from_public_addresses_under_a_name_of_its_own()
             "{url} {name} {file}"
         );
     }
-    // The hub itself listens on a loopback address: an operator may name that, a client may not.
-    let wish = json!({"url": format!("{hub}/owner/repo/resolve/main/fetchable.gguf"), "name": "x", "fileName": "x.gguf"});
+    // The hub itself listens on a loopback address: an operator may name that, a client may not, by no name for it.
+    let url = format!("{hub}/owner/repo/resolve/main/fetchable.gguf");
+    let wish = json!({"url": url, "name": "x", "fileName": "x.gguf"});
+    let refused = server
+        .post("/ai/text/upload-model-api", wish.to_string())
+        .await;
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    let url = url.replace("127.0.0.1", "localhost");
+    let wish = json!({"url": url, "name": "x", "fileName": "x.gguf"});
     let started = server
         .post("/ai/text/upload-model-api", wish.to_string())
         .await;
@@ -508,7 +516,14 @@ async fn what_is_installed_comes_from_public_addresses_under_a_name_of_its_own()
             .contains("no public address"),
         "{ended}"
     );
-    assert!(!server.folder.path().join("models/x.gguf").exists());
+    let left = std::fs::read_dir(server.folder.path().join("models")).unwrap();
+    let left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+    assert!(
+        !left
+            .iter()
+            .any(|name| name == "x.gguf" || name == "x.gguf.partial"),
+        "{left:?}"
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use super::super::tracked::millis;
 use super::info::features;
 use super::{SERVER, VERSION, epoch_ms};
 use crate::engine::{EngineState, ModelInfo};
+use crate::models::Listed;
 use crate::pool::Seen;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -20,6 +21,8 @@ pub(in crate::http) async fn status(State(app): State<App>) -> Response {
     let settings = app.settings();
     let models: Vec<Value> = app.pool().seen().iter().map(model).collect();
     let current = app.current();
+    // A store that can't be read is told by /ai/models/diagnostics.
+    let listed = app.listed().await.unwrap_or_default();
     let body = json!({
         "status": "running",
         "timestamp": epoch_ms(SystemTime::now()),
@@ -29,7 +32,7 @@ pub(in crate::http) async fn status(State(app): State<App>) -> Response {
         "draining": app.lifecycle().is_draining(),
         "features": features(),
         "permissions": {"location": false, "camera": false},
-        "ai": ai(&app, current.as_ref(), in_flight),
+        "ai": ai(&app, &listed, current.as_ref(), in_flight),
         "queue": {
             "running": totals.workers.running,
             "queued": in_flight.saturating_sub(totals.workers.running),
@@ -59,7 +62,7 @@ pub(in crate::http) async fn health(State(app): State<App>) -> Response {
     json::pretty(status, &body)
 }
 
-fn ai(app: &App, current: Option<&Seen>, in_flight: u32) -> Value {
+fn ai(app: &App, listed: &[Listed], current: Option<&Seen>, in_flight: u32) -> Value {
     let loaded = current.and_then(|seen| match &seen.state {
         EngineState::Ready(info) => Some((seen.facts.model.name.as_str(), details(info))),
         _ => None,
@@ -71,7 +74,6 @@ fn ai(app: &App, current: Option<&Seen>, in_flight: u32) -> Value {
         .into_iter()
         .find_map(|seen| loading(&seen));
     let since = app.busy_since().filter(|_| in_flight > 0);
-    let listed = app.library().list().unwrap_or_default();
     json!({
         "isEnabled": true,
         "downloadedModels": listed.iter().filter(|listed| listed.model.is_some()).count(),
@@ -127,8 +129,7 @@ fn model(seen: &Seen) -> Value {
 fn state(seen: &Seen) -> &'static str {
     match &seen.state {
         _ if seen.leaving => "leaving",
-        // Its sizes are not decided before there is room.
-        EngineState::Loading { .. } if seen.bytes == 0 => "waiting",
+        EngineState::Loading { .. } if seen.waiting => "waiting",
         EngineState::Loading { .. } => "loading",
         EngineState::Ready(_) => "ready",
         EngineState::Restarting { .. } => "restarting",

@@ -40,7 +40,16 @@ pub fn fetch(
         bad_ranges: 0,
         received: 0,
     };
-    let sha256 = fetch.run()?;
+    let sha256 = match fetch.run() {
+        Ok(sha256) => sha256,
+        Err(error) => {
+            if fetch.partial.length() == 0 {
+                // Nothing came: nothing stays. What can't be removed is found by `Store::clean`.
+                let _ = fetch.partial.discard();
+            }
+            return Err(error);
+        }
+    };
     Ok(Fetched {
         bytes: fetch.partial.length(),
         sha256,

@@ -68,6 +68,9 @@ impl Record {
     }
 }
 
+/// Bytes that a loss of power may take at most.
+const SYNC_EVERY: u64 = 32 << 20;
+
 /// An unfinished file. Whoever holds it holds the target's lock.
 pub(super) struct Partial {
     target: PathBuf,
@@ -75,6 +78,8 @@ pub(super) struct Partial {
     record_path: PathBuf,
     file: File,
     length: u64,
+    /// Bytes that a loss of power may take.
+    unsynced: u64,
     hasher: Sha256,
     record: Record,
 }
@@ -96,6 +101,7 @@ impl Partial {
             record_path,
             file,
             length: 0,
+            unsynced: 0,
             hasher: Sha256::new(),
             record: Record::of(job),
         };
@@ -152,6 +158,13 @@ impl Partial {
             .map_err(|error| self.unwritten(error))?;
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_EVERY {
+            self.unsynced = 0;
+            self.file
+                .sync_data()
+                .map_err(|error| self.unwritten(error))?;
+        }
         Ok(())
     }
 

@@ -64,7 +64,8 @@ impl Store {
                 cleaned.add(&with_end(&partial, end))?;
             }
         }
-        if !model.exists() {
+        // A link that leads nowhere now may lead somewhere tomorrow, when a card is back in.
+        if model.symlink_metadata().is_err() {
             cleaned.add(&super::manifest_path(&model))?;
         }
         lock.discard();

@@ -1,12 +1,11 @@
 //! `POST /ai/models/download`: fetches a model in the background.
 
-use super::super::super::app::App;
+use super::super::super::app::{App, blocking};
 use super::super::super::error::{ApiError, Code};
 use super::super::super::json;
-use super::manage::blocking;
 use super::{store, texts};
 use crate::models::download::{DownloadError, Downloads, Refused, Start};
-use crate::models::{Entry, ModelRef};
+use crate::models::{Entry, ModelName, ModelRef};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -22,6 +21,9 @@ pub(in crate::http) async fn start(
     body: Body,
 ) -> Result<Response, ApiError> {
     let [name] = texts(&app, &headers, body, ["modelName"]).await?;
+    if let Some(there) = on_disk(&app, &name)? {
+        return Ok(there);
+    }
     let reference = allowed(&app, &name)?;
     let downloads = downloads(&app)?;
     if let ModelRef::Known(entry) = &reference
@@ -39,19 +41,26 @@ pub(in crate::http) async fn start(
     Ok(answer(&model, &url, &started.map_err(refused)?))
 }
 
-/// What the answer to a wish is.
-pub(super) fn answer(model: &str, url: &str, started: &Start) -> Response {
-    let (status, message) = match started {
-        Start::Started => (
-            "download_started",
-            format!("{model} is being fetched; GET /ai/models/loading-status tells how far it is"),
-        ),
-        Start::AlreadyRunning => (
-            "download_started",
-            format!("{model} is being fetched already"),
-        ),
-        Start::AlreadyAvailable(_) => ("already_available", format!("{model} is on disk")),
+/// The answer to a wish for a model that somebody put into the store.
+fn on_disk(app: &App, name: &str) -> Result<Option<Response>, ApiError> {
+    let collection = app.library().collection();
+    let (None, Ok(name)) = (collection.catalogue.find(name), ModelName::parse(name)) else {
+        return Ok(None);
     };
+    let there = store(app)?.find(&name)?;
+    Ok(there.map(|stored| already(&stored.name.to_string(), "")))
+}
+
+fn already(model: &str, url: &str) -> Response {
+    told(
+        model,
+        url,
+        "already_available",
+        format!("{model} is on disk"),
+    )
+}
+
+fn told(model: &str, url: &str, status: &str, message: String) -> Response {
     let body = json!({
         "success": true,
         "message": message,
@@ -60,6 +69,18 @@ pub(super) fn answer(model: &str, url: &str, started: &Start) -> Response {
         "downloadUrl": url,
     });
     json::pretty(StatusCode::OK, &body)
+}
+
+/// What the answer to a wish is.
+pub(super) fn answer(model: &str, url: &str, started: &Start) -> Response {
+    let message = match started {
+        Start::Started => {
+            format!("{model} is being fetched; GET /ai/models/loading-status tells how far it is")
+        }
+        Start::AlreadyRunning => format!("{model} is being fetched already"),
+        Start::AlreadyAvailable(_) => return already(model, url),
+    };
+    told(model, url, "download_started", message)
 }
 
 /// A model that clients may have fetched: one of the catalogue, or with the flag any file on the hub.

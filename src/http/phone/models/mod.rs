@@ -18,14 +18,15 @@ use crate::models::store::Store;
 use crate::models::{Listed, ModelName};
 use crate::pool::Seen;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
 
 /// `GET /ai/models`: all known models, the default one first.
 pub(in crate::http) async fn list(State(app): State<App>) -> Result<Response, ApiError> {
-    let listed = app.library().list()?;
+    let listed = app.listed().await?;
     let seen = app.pool().seen();
     let models: Vec<Value> = listed.iter().map(|listed| entry(listed, &seen)).collect();
     Ok(json::pretty(StatusCode::OK, &json!({"models": models})))
@@ -58,6 +59,7 @@ fn entry(listed: &Listed, seen: &[Seen]) -> Value {
         "needsLicense": notice.is_some(),
         "license": notice,
         "available": listed.model.is_some(),
+        "problem": listed.fault,
         "currentlyLoaded": ready.is_some(),
         "backend": "CPU",
         "isMultiModal": known.is_some_and(|entry| entry.can(Capability::Vision)),
@@ -121,6 +123,22 @@ fn checked(app: &App, name: &str) -> Result<ModelName, ApiError> {
 fn is_known(app: &App, name: &ModelName) -> Result<bool, ApiError> {
     let known = app.library().collection().catalogue.find(&name.to_string());
     Ok(known.is_some() || store(app)?.find(name)?.is_some())
+}
+
+/// A name in a path; one that is no text is refused like every other wrong name.
+type Named = Result<Path<String>, PathRejection>;
+
+fn named(name: Named) -> Result<String, ApiError> {
+    let wrong = |error: PathRejection| ApiError::new(Code::InvalidModel, error.body_text());
+    name.map(|Path(name)| name).map_err(wrong)
+}
+
+fn not_downloaded(name: &ModelName) -> ApiError {
+    ApiError::new(
+        Code::ModelNotDownloaded,
+        format!("model {name} is not downloaded"),
+    )
+    .details("POST /ai/models/download gets it")
 }
 
 fn not_found(name: &ModelName) -> ApiError {

@@ -1,15 +1,15 @@
 //! How models lie on the disk: `/ai/models/status`, `/ai/models/{name}/status`, `/ai/models/diagnostics`.
 
 use super::super::super::app::App;
-use super::super::super::error::{ApiError, Code};
+use super::super::super::error::ApiError;
 use super::super::super::json;
-use super::{checked, is_known, not_found, store};
+use super::{Named, checked, is_known, named, not_downloaded, not_found, store};
 use crate::device::memory;
 use crate::engine::EngineState;
 use crate::models::memory::Bytes;
-use crate::models::store::{State as Condition, Stored};
+use crate::models::store::Stored;
 use crate::pool::Seen;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ const DAY: Duration = Duration::from_hours(24);
 /// `GET /ai/models/status`
 pub(in crate::http) async fn all(State(app): State<App>) -> Result<Response, ApiError> {
     let store = store(&app)?;
-    let listed = app.library().list()?;
+    let listed = app.listed().await?;
     let stored = store.list()?;
     let partials = store.partials()?;
     let seen = app.pool().seen();
@@ -36,7 +36,7 @@ pub(in crate::http) async fn all(State(app): State<App>) -> Result<Response, Api
         "formattedTotalSize": Bytes(bytes).to_string(),
         "lastLoadedModel": last.map(|seen| seen.facts.model.name.as_str()),
         "modelsDirectory": store.root(),
-        "availableModels": stored.iter().map(|stored| persistence(stored, &seen)).collect::<Vec<_>>(),
+        "availableModels": stored.iter().map(|stored| persistence(&app, stored, &seen)).collect::<Vec<_>>(),
         "statistics": {
             "loads": totals.loads,
             "unloads": totals.unloads,
@@ -52,19 +52,15 @@ pub(in crate::http) async fn all(State(app): State<App>) -> Result<Response, Api
 /// `GET /ai/models/{name}/status`
 pub(in crate::http) async fn one(
     State(app): State<App>,
-    Path(name): Path<String>,
+    name: Named,
 ) -> Result<Response, ApiError> {
-    let name = checked(&app, &name)?;
+    let name = checked(&app, &named(name)?)?;
     match store(&app)?.find(&name)? {
         Some(stored) => Ok(json::pretty(
             StatusCode::OK,
-            &persistence(&stored, &app.pool().seen()),
+            &persistence(&app, &stored, &app.pool().seen()),
         )),
-        None if is_known(&app, &name)? => Err(ApiError::new(
-            Code::ModelNotDownloaded,
-            format!("model {name} is not downloaded"),
-        )
-        .details("POST /ai/models/download gets it")),
+        None if is_known(&app, &name)? => Err(not_downloaded(&name)),
         None => Err(not_found(&name)),
     }
 }
@@ -76,15 +72,13 @@ pub(in crate::http) async fn diagnostics(State(app): State<App>) -> Result<Respo
     let mut problems: Vec<String> = Vec::new();
     problems.extend(stored.as_ref().err().map(ToString::to_string));
     let stored = stored.unwrap_or_default();
-    for stored in &stored {
-        if let Condition::SizeDiffers { expected } = stored.state {
-            let (name, bytes) = (&stored.name, stored.bytes);
-            problems.push(format!(
-                "{name} has {bytes} bytes instead of {expected}: download it again"
-            ));
-        }
-        problems.extend(stored.problem.clone());
+    for listed in app.listed().await.unwrap_or_default() {
+        let fault = listed.fault.map(|fault| format!("{} {fault}", listed.name));
+        problems.extend(fault);
+        problems.extend(listed.stored.and_then(|stored| stored.problem));
     }
+    let unnameable = store.unnameable().unwrap_or_default();
+    problems.extend(unnameable.iter().map(ToString::to_string));
     let partials: Vec<Value> = partials
         .unwrap_or_default()
         .iter()
@@ -116,7 +110,7 @@ fn is_ready(seen: &Seen) -> bool {
     matches!(seen.state, EngineState::Ready(_))
 }
 
-fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
+fn persistence(app: &App, stored: &Stored, seen: &[Seen]) -> Value {
     let manifest = stored.manifest.as_ref();
     let fetched = manifest
         .and_then(|manifest| manifest.fetched_at)
@@ -125,6 +119,7 @@ fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
     let loaded = seen
         .iter()
         .any(|seen| is_ready(seen) && seen.facts.model.path == stored.path);
+    let fault = app.library().fault_of(stored);
     json!({
         "modelName": stored.name.to_string(),
         "downloadPath": stored.path,
@@ -133,10 +128,8 @@ fn persistence(stored: &Stored, seen: &[Seen]) -> Value {
         "downloadTimestamp": fetched.map(|fetched| fetched.0),
         "lastAccessedTimestamp": used.map(|used| used.0),
         "isLoaded": loaded,
-        "downloadStatus": match stored.state {
-            Condition::Complete => "complete",
-            Condition::SizeDiffers { .. } => "damaged",
-        },
+        "downloadStatus": if fault.is_none() { "complete" } else { "damaged" },
+        "problem": fault,
         "ageInDays": fetched.map(|fetched| fetched.age().as_secs() / DAY.as_secs()),
         "sha256": manifest.and_then(|manifest| manifest.sha256.map(|digest| digest.to_string())),
     })

@@ -1,16 +1,16 @@
 //! `POST /ai/text/upload-model-api`: installs a model from a public URL.
 
-use super::super::super::app::App;
+use super::super::super::app::{App, blocking};
 use super::super::super::error::{ApiError, Code};
 use super::download::{answer, downloads, forbidden, refused};
-use super::manage::blocking;
 use super::texts;
 use crate::models::ModelName;
-use crate::models::download::{Wish, parse_url, shown};
+use crate::models::download::{Wish, is_public, parse_url, shown};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use std::net::IpAddr;
 
 pub(in crate::http) async fn install(
     State(app): State<App>,
@@ -26,7 +26,8 @@ pub(in crate::http) async fn install(
     // The file is called like the model; the name of a file is only looked at.
     ModelName::parse(&file).map_err(|error| invalid(error.to_string()))?;
     let catalogue = &app.library().collection().catalogue;
-    if model.hub().is_some() || catalogue.find(&name).is_some() {
+    let taken = catalogue.find(&name).is_some() || app.library().is_name_of_default(&name);
+    if model.hub().is_some() || taken {
         return Err(invalid(format!(
             "{name} is the name of a known model: choose another one"
         )));
@@ -34,6 +35,18 @@ pub(in crate::http) async fn install(
     let url = parse_url(&url).map_err(|error| {
         ApiError::new(Code::InvalidRequest, error.to_string()).required(vec!["url"])
     })?;
+    // A name is looked up when its turn comes; an address can be refused now.
+    let host = url.host().unwrap_or_default();
+    let literal = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    if literal.is_ok_and(|address| !is_public(address)) {
+        return Err(ApiError::new(
+            Code::InvalidRequest,
+            format!("{host} is no public address, so nothing is fetched from there"),
+        ));
+    }
     let downloads = downloads(&app)?;
     let shown = shown(&url);
     let wish = Wish::Url {
