@@ -37,7 +37,6 @@ async fn start(parallel: u32) -> EngineHandle {
             step_ms: 300,
             places: parallel,
             chat_template: None,
-            gentle: false,
         },
         launch: Launch::Thread(Arc::new(|stream| {
             worker::serve(stream, &worker::llama::Llama, || {});

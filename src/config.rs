@@ -415,7 +415,6 @@ impl EngineArgs {
             step_ms: self.step_ms,
             places: sequences + queue,
             chat_template: None,
-            gentle: false,
         };
         Ok(PoolSettings {
             engine: EngineOptions {

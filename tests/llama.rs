@@ -39,7 +39,6 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             step_ms: 300,
             places: 64,
             chat_template: None,
-            gentle: false,
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

@@ -37,7 +37,7 @@ impl Backend for Models {
     fn run(
         &self,
         config: &WorkerConfig,
-        progress: Box<dyn FnMut(f32) -> bool + Send>,
+        progress: Box<dyn FnMut(f32) -> bool>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         let name = config.model.file_stem().unwrap().to_str().unwrap();

@@ -1,6 +1,5 @@
 //! What the machine gives a program: which cores, how many of them are worth computing on, and how much memory.
 
-pub mod gentle;
 pub mod memory;
 
 use std::collections::BTreeSet;

@@ -266,8 +266,6 @@ pub struct WorkerConfig {
     pub places: u32,
     /// A chat template to use instead of the file's own.
     pub chat_template: Option<String>,
-    /// Whether loading gives way to others, because another model may be answering.
-    pub gentle: bool,
 }
 
 /// What a loaded model is.

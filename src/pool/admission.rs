@@ -4,6 +4,7 @@
 //! out at once, and a busy model can't keep another one waiting for ever: from the moment on that it must go, new requests for
 //! it wait behind the model that comes.
 
+use super::pace::pace;
 use super::policy::{Seat, make_room};
 use super::slot::Slot;
 use super::{Inner, Slots};
@@ -34,7 +35,10 @@ pub(super) async fn admit(inner: Arc<Inner>, slot: Arc<Slot>, word: Word) {
     }
     // The next model waits until this one is in: two loads at once are slower than one after the other, and what the first
     // one takes is known then.
-    let state = slot.engine.loaded().await;
+    let state = tokio::select! {
+        state = slot.engine.loaded() => state,
+        () = pace(&inner, &slot) => slot.engine.state(),
+    };
     drop(turn);
     // Who looks after idle models has not counted this one yet.
     inner.bell.notify_one();
@@ -83,7 +87,6 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     let mut config = inner.settings.engine.config.clone();
     config.model.clone_from(&slot.facts.model.path);
     config.chat_template = slot.facts.chat_template();
-    config.gentle = !others(&inner.slots(), slot).is_empty();
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
@@ -150,13 +153,13 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
         )
     };
     let mut plan = planned(None)?;
-    let victims = match room(&plan) {
-        Some(victims) => victims,
-        None => {
-            plan = planned(total)?;
-            room(&plan).unwrap_or_default()
-        }
-    };
+    let mut victims = room(&plan);
+    if victims.is_none() {
+        plan = planned(total)?;
+        victims = room(&plan);
+    }
+    // What was planned within the total fits when everyone has gone.
+    let victims = victims.unwrap_or_default();
     let victims = victims.into_iter().map(|index| Arc::clone(&others[index]));
     Ok((plan, victims.collect()))
 }

@@ -7,10 +7,10 @@
 //! while it holds the lock on the list of models.
 
 mod admission;
+mod pace;
 mod policy;
 mod slot;
 
-use crate::device::gentle::apart;
 use crate::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Load, WorkerStats};
 use crate::models::memory::{Asked, Kernels};
 use crate::models::{Facts, Model};
@@ -153,16 +153,17 @@ impl Pool {
             return Ok(lease);
         }
         let asked = model.clone();
-        let gentle = !self.inner.slots().list.is_empty();
-        let read = tokio::task::spawn_blocking(move || apart(gentle, || Facts::read(asked)));
+        let read = tokio::task::spawn_blocking(move || Facts::read(asked));
         let facts = read
             .await
             .map_err(|error| EngineError::Internal(error.to_string()))?
-            .map_err(|error| EngineError::Internal(error.to_string()))?
-            .map_err(|damage| match kept {
-                // The one that the operator named, by its path.
-                true => EngineError::Unloadable(damage.to_string()),
-                false => EngineError::Unloadable(format!("model {} {}", model.name, damage.fault)),
+            .map_err(|damage| {
+                EngineError::Unloadable(if kept {
+                    // The one that the operator named, by its path.
+                    damage.to_string()
+                } else {
+                    format!("model {} {}", model.name, damage.fault)
+                })
             })?;
         if let Some(reason) = self.inner.failed_lately(&facts) {
             return Err(EngineError::Unloadable(reason));

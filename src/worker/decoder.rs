@@ -97,7 +97,7 @@ pub trait Backend {
     fn run(
         &self,
         config: &WorkerConfig,
-        progress: Box<dyn FnMut(f32) -> bool + Send>,
+        progress: Box<dyn FnMut(f32) -> bool>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError>;
 }

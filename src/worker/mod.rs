@@ -16,7 +16,6 @@ pub mod scheduler;
 pub mod sequence;
 pub mod text;
 
-use crate::device::gentle::apart;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use crate::engine::{EngineError, Request, WorkerConfig};
 use decoder::{Backend, Loaded, Vocab};
@@ -107,7 +106,7 @@ fn try_serve(
 }
 
 /// Tells how far loading is. The answer (go on?) is always yes: a front that is gone ends the process anyway.
-fn report_progress(mut out: UnixStream) -> Box<dyn FnMut(f32) -> bool + Send> {
+fn report_progress(mut out: UnixStream) -> Box<dyn FnMut(f32) -> bool> {
     let mut last: Option<Instant> = None;
     Box::new(move |progress| {
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_PAUSE) {
@@ -146,17 +145,7 @@ fn answer(
         vocab,
         decoder,
     } = loaded;
-    let configured = config.chat_template.as_deref();
-    let template = apart(config.gentle, || Template::new(&*vocab, configured));
-    let (template, warning) = match template {
-        Ok(made) => made,
-        Err(error) => {
-            let reason = format!("no thread for the chat template: {error}");
-            // The front is told as well as can be; when it is gone, so are we.
-            let _ = wire::write(out, &FromWorker::LoadFailed { reason });
-            return;
-        }
-    };
+    let (template, warning) = Template::new(&*vocab, config.chat_template.as_deref());
     if let Some(warning) = warning {
         tracing::warn!(warning, "the model's chat template is not used");
     }

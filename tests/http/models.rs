@@ -1,6 +1,7 @@
 //! Models over HTTP: lists, states, what clients may change, and which model answers.
 
 use crate::support::client::{Connection, ask};
+use crate::support::scripted_worker::{LoadScript, accepted, finished};
 use crate::support::{Server, until, within, write_model};
 use axum::Router;
 use axum::extract::Path;
@@ -189,9 +190,7 @@ async fn states_of_models_are_told() {
 
 #[tokio::test]
 async fn loading_is_shown_while_it_lasts() {
-    let server =
-        Server::with(|options| options.load = crate::support::scripted_worker::LoadScript::ByHand)
-            .await;
+    let server = Server::with(|options| options.load = LoadScript::ByHand).await;
     until(|| server.worker.lives()).await;
     let loading = server.get("/ai/models/loading-status").await.json();
     assert_eq!(
@@ -250,7 +249,6 @@ async fn deleting_needs_the_flag_and_waits_for_nobody() {
         .post("/ai/text", r#"{"text":"hi","model":"other"}"#)
         .await;
     assert_eq!(late.status, 404);
-    use crate::support::scripted_worker::{accepted, finished};
     server.worker.emit(
         id,
         [accepted(), finished(pocket_llm::engine::FinishReason::Stop)],
@@ -358,6 +356,19 @@ async fn axum_serve(listener: TcpListener, router: Router) {
     }
 }
 
+/// The only download, once it has ended.
+async fn ended(server: &Server) -> Value {
+    within(async {
+        loop {
+            let now = server.get("/ai/models/loading-status").await.json()["downloads"][0].clone();
+            if now["phase"] == "ended" {
+                break now;
+            }
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_model_is_fetched_and_then_answers() {
     let scratch = tempfile::NamedTempFile::new().unwrap();
@@ -376,15 +387,7 @@ async fn a_model_is_fetched_and_then_answers() {
         (started.status, &body["status"], &body["modelName"]),
         (200, &json!("download_started"), &json!("fetchable"))
     );
-    let fetched = within(async {
-        loop {
-            let now = server.get("/ai/models/loading-status").await.json()["downloads"][0].clone();
-            if now["phase"] == "ended" {
-                break now;
-            }
-        }
-    })
-    .await;
+    let fetched = ended(&server).await;
     assert_eq!(
         (&fetched["error"], &fetched["progressPercentage"]),
         (&json!(null), &json!(100.0))
@@ -500,15 +503,7 @@ async fn what_is_installed_comes_from_public_addresses_under_a_name_of_its_own()
         "{}",
         started.text()
     );
-    let ended = within(async {
-        loop {
-            let now = server.get("/ai/models/loading-status").await.json()["downloads"][0].clone();
-            if now["phase"] == "ended" {
-                break now;
-            }
-        }
-    })
-    .await;
+    let ended = ended(&server).await;
     assert!(
         ended["error"]
             .as_str()

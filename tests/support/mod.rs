@@ -16,6 +16,7 @@ use scripted_worker::{LoadScript, ScriptedWorker};
 use serde_json::json;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -94,7 +95,7 @@ impl Server {
         let worker = ScriptedWorker::new(options.load);
         let config = json!({
             "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
-            "batch_size": 64, "step_ms": 100, "places": options.places, "gentle": false,
+            "batch_size": 64, "step_ms": 100, "places": options.places,
         });
         let pool = Pool::new(PoolSettings {
             engine: EngineOptions {
@@ -122,23 +123,7 @@ impl Server {
         if matches!(options.load, LoadScript::AtOnce) {
             within(engine.loaded()).await;
         }
-        let store = Store::open(&folder.path().join("models")).unwrap();
-        let further = folder.path().join("catalogue");
-        std::fs::create_dir(&further).unwrap();
-        if options.hub.is_some() {
-            std::fs::write(further.join("fetchable.toml"), FETCHABLE).unwrap();
-        }
-        let collection = Collection {
-            catalogue: Arc::new(Catalogue::load(Some(&further)).unwrap()),
-            store: Some(store.clone()),
-        };
-        let downloads = options.hub.map(|hub| {
-            Downloads::new(Puller {
-                store,
-                hub: Hub::new(&hub, None).unwrap(),
-                settings: Settings::default(),
-            })
-        });
+        let (collection, downloads) = collection(folder.path(), options.hub.as_deref());
         let aliases = vec!["GEMMA_3_1B_IT".into(), "gemma-3n-e2b-it".into()];
         let lifecycle = Lifecycle::default();
         let app = App::new(Parts {
@@ -193,6 +178,28 @@ impl Server {
         .await;
         assert_eq!(self.metric(name).await, value, "{name}");
     }
+}
+
+/// A store in a folder, and what can be fetched from a hub into it.
+fn collection(folder: &Path, hub: Option<&str>) -> (Collection, Option<Downloads>) {
+    let store = Store::open(&folder.join("models")).unwrap();
+    let further = folder.join("catalogue");
+    std::fs::create_dir(&further).unwrap();
+    if hub.is_some() {
+        std::fs::write(further.join("fetchable.toml"), FETCHABLE).unwrap();
+    }
+    let collection = Collection {
+        catalogue: Arc::new(Catalogue::load(Some(&further)).unwrap()),
+        store: Some(store.clone()),
+    };
+    let downloads = hub.map(|hub| {
+        Downloads::new(Puller {
+            store,
+            hub: Hub::new(hub, None).unwrap(),
+            settings: Settings::default(),
+        })
+    });
+    (collection, downloads)
 }
 
 /// The result, which must come in time.

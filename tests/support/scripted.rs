@@ -314,7 +314,7 @@ impl Backend for ScriptedBackend {
     fn run(
         &self,
         config: &WorkerConfig,
-        mut progress: Box<dyn FnMut(f32) -> bool + Send>,
+        mut progress: Box<dyn FnMut(f32) -> bool>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         if config.model.as_os_str() == "broken" {
@@ -360,7 +360,6 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             step_ms: 300,
             places: parallel + queue,
             chat_template: None,
-            gentle: false,
         },
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});

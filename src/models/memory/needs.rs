@@ -192,10 +192,10 @@ pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
         if self.0 < 1024 {
             return write!(f, "{} B", self.0);
         }
-        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
         #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
         let mut number = self.0 as f64 / 1024.0;
         let mut unit = 0;

@@ -10,7 +10,6 @@ mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
-use crate::device::gentle::apart;
 use crate::device::memory::Free;
 use crate::engine::{ModelInfo, WorkerConfig};
 use crate::models::gguf::Gguf;
@@ -39,23 +38,22 @@ impl Backend for Llama {
     fn run(
         &self,
         config: &WorkerConfig,
-        progress: Box<dyn FnMut(f32) -> bool + Send>,
+        progress: Box<dyn FnMut(f32) -> bool>,
         serve: &mut dyn FnMut(Loaded<'_>),
     ) -> Result<(), LoadError> {
         let backend = backend()?;
+        let header = read_header(&config.model)?;
+        let plan = make_plan(&header, config)?;
         log::forget();
-        let (header, plan, model, vocab) = apart(config.gentle, || {
-            let header = read_header(&config.model)?;
-            let plan = make_plan(&header, config)?;
-            let (model, vocab) = load(backend, &config.model, progress)?;
-            Ok::<_, LoadError>((header, plan, model, vocab))
-        })
-        .map_err(no_thread)??;
-        let params = context_params(&plan, config)?;
-        // The context borrows from the model, so it lives on this stack. One is made at a time: making two at once is not
-        // sound.
-        let context = apart(config.gentle, || model.new_context(backend, params))
-            .map_err(no_thread)?
+        let params = LlamaModelParams::default().with_progress_callback(progress);
+        let model = LlamaModel::load_from_file(backend, &config.model, &params)
+            .map_err(|_| failed(&config.model, "can't be loaded"))?;
+        let model = Arc::new(model);
+        let vocab = Arc::new(LlamaVocabulary::new(&model)?);
+        // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
+        // once is not sound.
+        let context = model
+            .new_context(backend, context_params(&plan, config)?)
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
         compare(&plan.needs);
         let info = describe(&header, &model, &plan, context.n_ctx());
@@ -67,23 +65,6 @@ impl Backend for Llama {
         });
         Ok(())
     }
-}
-
-fn load(
-    backend: &LlamaBackend,
-    path: &Path,
-    progress: Box<dyn FnMut(f32) -> bool + Send>,
-) -> Result<(Arc<LlamaModel>, Arc<LlamaVocabulary>), LoadError> {
-    let params = LlamaModelParams::default().with_progress_callback(progress);
-    let model = LlamaModel::load_from_file(backend, path, &params)
-        .map_err(|_| failed(path, "can't be loaded"))?;
-    let model = Arc::new(model);
-    let vocab = Arc::new(LlamaVocabulary::new(&model)?);
-    Ok((model, vocab))
-}
-
-fn no_thread(error: std::io::Error) -> LoadError {
-    LoadError(format!("no thread to load on: {error}"))
 }
 
 /// The process's one backend.

@@ -38,7 +38,11 @@ pub(in crate::http) async fn start(
         ModelRef::Path(path) => (path.display().to_string(), String::new()),
     };
     let started = blocking(move || downloads.start(reference)).await?;
-    Ok(answer(&model, &url, &started.map_err(refused)?))
+    Ok(answer(
+        &model,
+        &url,
+        &started.map_err(|error| refused(&error))?,
+    ))
 }
 
 /// The answer to a wish for a model that somebody put into the store.
@@ -56,11 +60,11 @@ fn already(model: &str, url: &str) -> Response {
         model,
         url,
         "already_available",
-        format!("{model} is on disk"),
+        &format!("{model} is on disk"),
     )
 }
 
-fn told(model: &str, url: &str, status: &str, message: String) -> Response {
+fn told(model: &str, url: &str, status: &str, message: &str) -> Response {
     let body = json!({
         "success": true,
         "message": message,
@@ -80,7 +84,7 @@ pub(super) fn answer(model: &str, url: &str, started: &Start) -> Response {
         Start::AlreadyRunning => format!("{model} is being fetched already"),
         Start::AlreadyAvailable(_) => return already(model, url),
     };
-    told(model, url, "download_started", message)
+    told(model, url, "download_started", &message)
 }
 
 /// A model that clients may have fetched: one of the catalogue, or with the flag any file on the hub.
@@ -124,7 +128,7 @@ pub(super) fn downloads(app: &App) -> Result<Downloads, ApiError> {
         .ok_or_else(|| ApiError::new(Code::NotImplemented, "this server downloads no models"))
 }
 
-pub(super) fn refused(refused: Refused) -> ApiError {
+pub(super) fn refused(refused: &Refused) -> ApiError {
     let text = refused.to_string();
     match refused {
         Refused::Full => ApiError::new(Code::Overloaded, text).retry_after(RETRY_SECONDS),

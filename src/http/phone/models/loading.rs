@@ -4,7 +4,7 @@ use super::super::super::app::App;
 use super::super::super::json;
 use super::super::epoch_ms;
 use super::super::status::loading;
-use crate::models::download::DownloadStatus;
+use crate::models::download::{DownloadStatus, Downloads};
 use crate::pool::Seen;
 use axum::body::Body;
 use axum::extract::State;
@@ -33,7 +33,7 @@ pub(in crate::http) async fn status(State(app): State<App>, headers: HeaderMap) 
 /// How things stand.
 fn now(app: &App) -> Value {
     let seen = app.pool().seen();
-    let downloads = app.downloads().map(|downloads| downloads.snapshot());
+    let downloads = app.downloads().map(Downloads::snapshot);
     let downloads: Vec<Value> = downloads.iter().flatten().map(download).collect();
     let loads = seen
         .iter()

@@ -166,7 +166,7 @@ pub(super) async fn texts<const N: usize>(
             )
             .required(names.into()));
         };
-        *text = value.trim().to_owned();
+        value.trim().clone_into(text);
     }
     Ok(texts)
 }

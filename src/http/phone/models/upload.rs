@@ -57,6 +57,6 @@ pub(in crate::http) async fn install(
     Ok(answer(
         &model.to_string(),
         &shown,
-        &started.map_err(refused)?,
+        &started.map_err(|error| refused(&error))?,
     ))
 }
