@@ -12,6 +12,8 @@ export POCKET_LLM_TEST_MODELS ?= $(POCKET_LLM_CACHE)/test-models
 
 PYTHON := $(POCKET_LLM_CACHE)/venv/bin/python
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/pocket-llm
+ARM64_DIST := $(or $(CARGO_TARGET_DIR),target)/arm64-dist
+ARM64_TARGET := $(or $(CARGO_TARGET_DIR),target)/aarch64-unknown-linux-gnu
 CARGO_DENY := $(POCKET_LLM_CACHE)/tools/cargo-deny-0.20.2/bin/cargo-deny
 GET := $(PYTHON) tools/get_test_models.py
 SCRIPTS := .ci/run $(wildcard tools/*.sh benches/*.sh)
@@ -25,7 +27,7 @@ ALIASES := $(if $(filter $(SMALL_MODEL),$(MODEL)),--alias 'GEMMA_3_1B_IT$(comma)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: setup
 setup: ## Install the missing build tools (Debian: by apt-get)
@@ -70,6 +72,18 @@ bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, onc
 .PHONY: cargo-bench
 cargo-bench: test-models ## Run the criterion benchmarks of our own code
 	cargo bench
+
+.PHONY: arm64
+arm64: ## Build for ARM64 phones on another machine: program and libraries, into target/arm64-dist
+	@tools/arm64-setup.sh
+	tools/arm64-build.sh
+
+.PHONY: test-arm64
+test-arm64: build arm64 ## Run that under qemu as phones of four kinds, and compare with the native build (15 minutes)
+	@tools/arm64-setup.sh test
+	@model=$$($(GET) --path '$(SMALL_MODEL)'); \
+	$(PYTHON) tools/check_arm64.py --package $(ARM64_DIST) --build $(ARM64_TARGET)/release/build \
+	  --reference $(BINARY) --model "$$model" $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; the cache outside the clone stays
