@@ -79,3 +79,20 @@ endfunction()
 cmake_language(DEFER CALL arm64_retune ggml-cpu-armv9.2_1 ggml-cpu-armv8.6_0 armv8.2-a+dotprod+fp16+i8mm
     GGML_USE_DOTPROD GGML_USE_FP16_VECTOR_ARITHMETIC GGML_USE_MATMUL_INT8)
 cmake_language(DEFER CALL arm64_empty ggml-cpu-armv9.2_2)
+
+# --- Smaller libraries, because phones fetch them over the air ---
+#
+# Only what llama.cpp's headers declare is visible to other libraries: the rest is called without a detour, and dropped where
+# nobody calls it. Pages of 16 KiB are the largest that phones have; the default of 64 KiB pads each file. libllama builds the
+# graphs of some hundred architectures, a small part of a step's time; the kernels stay at -O3.
+
+function (arm64_shrink)
+    foreach (target llama ggml ggml-base ggml-cpu-armv8.0_1 ggml-cpu-armv8.2_1 ggml-cpu-armv8.2_2 ggml-cpu-armv8.2_3
+            ggml-cpu-armv8.6_1 ggml-cpu-armv8.6_2 ggml-cpu-armv9.2_1)
+        target_compile_options(${target} PRIVATE -fvisibility=hidden -ffunction-sections -fdata-sections)
+        target_link_options(${target} PRIVATE -Wl,--gc-sections -Wl,-z,max-page-size=16384)
+    endforeach()
+    target_compile_options(llama PRIVATE -Os)
+endfunction()
+
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL arm64_shrink)
