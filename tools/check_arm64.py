@@ -39,7 +39,8 @@ INSTRUCTIONS = {
 }
 # Kernels have several hundred; a handful would be an accident.
 FEW = 50
-QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?", "Say hi.", "Name a big city in Italy."]
+QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?", "Count to five.",
+             "What is the color of the sky?"]
 TOKENS = 8  # further on, kernels may differ in a near tie
 START_SECONDS = 180
 ANSWER_SECONDS = 300
