@@ -50,10 +50,14 @@ if (NOT GGML_CPU_ALL_VARIANTS)
     return()
 endif()
 
-# --- Kernels for every CPU, chosen when the program starts (feature `dynamic`, `make arm64`) ---
+# --- Kernels for the CPUs of phones, chosen when the program starts (feature `dynamic`, `make arm64`) ---
 #
 # ggml's list lacks a variant for i8mm without SVE (Snapdragon 8 Gen 1 to 3), and ends in two for SME, which GCC before 14
-# can't compile and for which it has no kernels here. The first of those two becomes the missing one; the second is emptied.
+# can't compile and for which it has no kernels here: the first of those becomes the missing one. What no known phone would
+# choose is left out, 0.7 MB each; a CPU that would have chosen it gets the next lower one.
+
+set(ARM64_VARIANTS ggml-cpu-armv8.0_1 ggml-cpu-armv8.2_2 ggml-cpu-armv9.2_1 ggml-cpu-armv8.6_2)
+set(ARM64_LEFT_OUT ggml-cpu-armv8.2_1 ggml-cpu-armv8.2_3 ggml-cpu-armv8.6_1 ggml-cpu-armv9.2_2)
 
 set(GGML_NATIVE OFF CACHE BOOL "" FORCE) # else every variant would be compiled for the building machine
 
@@ -69,30 +73,39 @@ function (arm64_retune target name march)
     endforeach()
 endfunction()
 
-function (arm64_empty target)
+# A target of the installation has to exist: it becomes an empty library of a name that nobody looks for.
+function (arm64_leave_out)
     file(WRITE "${CMAKE_BINARY_DIR}/empty.c" "int ggml_variant_that_is_not_built;\n")
-    set_target_properties(${target} PROPERTIES SOURCES "${CMAKE_BINARY_DIR}/empty.c" OUTPUT_NAME unused-${target}
-        COMPILE_OPTIONS "" LINK_LIBRARIES "")
-    set_target_properties(${target}-feats PROPERTIES EXCLUDE_FROM_ALL ON)
+    foreach (target ${ARM64_LEFT_OUT})
+        set_target_properties(${target} PROPERTIES SOURCES "${CMAKE_BINARY_DIR}/empty.c" OUTPUT_NAME unused-${target}
+            COMPILE_OPTIONS "" LINK_LIBRARIES "")
+        set_target_properties(${target}-feats PROPERTIES EXCLUDE_FROM_ALL ON)
+    endforeach()
 endfunction()
 
 cmake_language(DEFER CALL arm64_retune ggml-cpu-armv9.2_1 ggml-cpu-armv8.6_0 armv8.2-a+dotprod+fp16+i8mm
     GGML_USE_DOTPROD GGML_USE_FP16_VECTOR_ARITHMETIC GGML_USE_MATMUL_INT8)
-cmake_language(DEFER CALL arm64_empty ggml-cpu-armv9.2_2)
+cmake_language(DEFER CALL arm64_leave_out)
 
 # --- Smaller libraries, because phones fetch them over the air ---
 #
-# Only what llama.cpp's headers declare is visible to other libraries: the rest is called without a detour, and dropped where
-# nobody calls it. Pages of 16 KiB are the largest that phones have; the default of 64 KiB pads each file. libllama builds the
-# graphs of some hundred architectures, a small part of a step's time; the kernels stay at -O3.
+# Only what other libraries ask for is visible: the rest is called without a detour, and dropped where nobody calls it. Pages of
+# 16 KiB are the largest that phones have; the default of 64 KiB pads each file. libllama builds the graphs of some hundred
+# architectures, a small part of a step's time; the kernels stay at -O3.
 
 function (arm64_shrink)
-    foreach (target llama ggml ggml-base ggml-cpu-armv8.0_1 ggml-cpu-armv8.2_1 ggml-cpu-armv8.2_2 ggml-cpu-armv8.2_3
-            ggml-cpu-armv8.6_1 ggml-cpu-armv8.6_2 ggml-cpu-armv9.2_1)
+    foreach (target llama ggml ggml-base ${ARM64_VARIANTS})
         target_compile_options(${target} PRIVATE -fvisibility=hidden -ffunction-sections -fdata-sections)
         target_link_options(${target} PRIVATE -Wl,--gc-sections -Wl,-z,max-page-size=16384)
     endforeach()
     target_compile_options(llama PRIVATE -Os)
+    # Hidden visibility does not reach what is made of the standard library's templates; a list of what is wanted does.
+    file(WRITE "${CMAKE_BINARY_DIR}/llama.map" "{ global: llama_*; _Z[0-9]llama_*; _Z[0-9][0-9]llama_*; local: *; };\n")
+    file(WRITE "${CMAKE_BINARY_DIR}/kernels.map" "{ global: ggml_backend_init; ggml_backend_score; local: *; };\n")
+    target_link_options(llama PRIVATE "-Wl,--version-script=${CMAKE_BINARY_DIR}/llama.map")
+    foreach (target ${ARM64_VARIANTS})
+        target_link_options(${target} PRIVATE "-Wl,--version-script=${CMAKE_BINARY_DIR}/kernels.map")
+    endforeach()
 endfunction()
 
 cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL arm64_shrink)

@@ -22,7 +22,12 @@ headers="-isystem $($gcc -print-file-name=include)"
 [ ! -d /usr/aarch64-linux-gnu/include ] || headers+=" -isystem /usr/aarch64-linux-gnu/include"
 export BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu=$headers
 unset BINDGEN_EXTRA_CLANG_ARGS
-# In place of the flags in .cargo/config.toml, which ask for the building machine's CPU. The libraries lie beside the program.
-export RUSTFLAGS="-C link-arg=-Wl,-rpath,\$ORIGIN ${ARM64_RUSTFLAGS:-}"
 has_std "${RUSTC:-rustc}" || export RUSTC=/usr/bin/rustc # Debian's, whose standard library for ARM64 is a package
+# In place of the flags in .cargo/config.toml, which ask for the building machine's CPU. The libraries lie beside the program.
+export RUSTFLAGS="-C link-arg=-Wl,-rpath,\$ORIGIN"
+# rustup's own linker packs relocations, which Debian 12's does not for ARM64: 0.5 MB.
+lld=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib/$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')/bin/gcc-ld
+if [ -x "$lld/ld.lld" ]; then
+    RUSTFLAGS+=" -C link-arg=-fuse-ld=lld -C link-arg=-B$lld -C link-arg=-Wl,-z,pack-relative-relocs"
+fi
 exec "$@"

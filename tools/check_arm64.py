@@ -33,10 +33,9 @@ CPUS = {
     "max,sve-max-vq=1": "armv8.6_2",
 }
 # What the kernels must be made of: dot products, matrix products, scalable vectors.
-INSTRUCTIONS = {
-    "armv8.0_1": (), "armv8.2_1": ("sdot",), "armv8.2_2": ("sdot",), "armv8.2_3": ("sdot", "ptrue"),
-    "armv8.6_0": ("sdot", "smmla"), "armv8.6_1": ("sdot", "smmla", "ptrue"), "armv8.6_2": ("sdot", "smmla", "ptrue"),
-}
+INSTRUCTIONS = {"armv8.0_1": (), "armv8.2_2": ("sdot",), "armv8.6_0": ("sdot", "smmla"),
+                "armv8.6_2": ("sdot", "smmla", "ptrue")}
+MOST_BYTES = 13_000_000  # a phone fetches the package over the air
 # Kernels have several hundred; a handful would be an accident.
 FEW = 50
 QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?", "Count to five.",
@@ -85,6 +84,8 @@ def check(condition: object, text: str) -> None:
 
 def check_instructions(package: Path) -> None:
     found = {path.name.removeprefix("libggml-cpu-").removesuffix(".so"): path for path in package.glob("libggml-cpu-*.so")}
+    size = sum(path.stat().st_size for path in package.iterdir())
+    check(size <= MOST_BYTES, f"{package} has {size} bytes, {MOST_BYTES} are allowed")
     check(found.keys() == INSTRUCTIONS.keys(), f"{package} has kernels for {sorted(found)}, not {sorted(INSTRUCTIONS)}")
     for variant, path in sorted(found.items()):
         listing = subprocess.run(["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn", path],
