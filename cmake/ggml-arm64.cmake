@@ -56,7 +56,7 @@ endif()
 # can't compile and for which it has no kernels here: the first of those becomes the missing one. What no known phone would
 # choose is left out, 0.7 MB each; a CPU that would have chosen it gets the next lower one.
 
-set(ARM64_VARIANTS ggml-cpu-armv8.0_1 ggml-cpu-armv8.2_2 ggml-cpu-armv9.2_1 ggml-cpu-armv8.6_2)
+set(ARM64_VARIANTS ggml-cpu-armv8.0_1 ggml-cpu-armv8.2_2 ggml-cpu-armv9.2_1 ggml-cpu-armv8.6_2 CACHE INTERNAL "")
 set(ARM64_LEFT_OUT ggml-cpu-armv8.2_1 ggml-cpu-armv8.2_3 ggml-cpu-armv8.6_1 ggml-cpu-armv9.2_2)
 
 set(GGML_NATIVE OFF CACHE BOOL "" FORCE) # else every variant would be compiled for the building machine

@@ -20,7 +20,7 @@ build() { # prints the folder in which llama.cpp was built
     # llama-cpp-sys-2 leaves links here that lead nowhere, and stumbles over them when it is built again.
     find "$target/aarch64-unknown-linux-gnu/release" -maxdepth 2 -xtype l -name 'lib*.so' -delete 2>/dev/null || true
     tools/arm64-env.sh cargo build --release --features dynamic --message-format json-render-diagnostics "$@" |
-        sed -n '/"build-script-executed"/ s/.*llama-cpp-sys-2.*"out_dir":"\([^"]*\)".*/\1/p'
+        sed -n '/"build-script-executed"/ s/.*"package_id":"[^"]*#llama-cpp-sys-2@.*"out_dir":"\([^"]*\)".*/\1/p'
 }
 
 collect() {

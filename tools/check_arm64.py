@@ -38,8 +38,9 @@ INSTRUCTIONS = {"armv8.0_1": (), "armv8.2_2": ("sdot",), "armv8.6_0": ("sdot", "
 MOST_BYTES = 13_000_000  # a phone fetches the package over the air
 # Kernels have several hundred; a handful would be an accident.
 FEW = 50
-QUESTIONS = ["What is the capital of France?", "What is the capital of Japan?", "Count to five.",
-             "What is the color of the sky?"]
+# Prompts of even and odd length, whose answers are no near ties: other kernels round differently.
+QUESTIONS = ["What is the capital of France?", "What is the capital of Germany?", "Count to five.",
+             "What is the capital of the USA?"]
 TOKENS = 8  # further on, kernels may differ in a near tie
 START_SECONDS = 180
 ANSWER_SECONDS = 300
