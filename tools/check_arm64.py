@@ -39,7 +39,7 @@ MOST_BYTES = 13_000_000  # a phone fetches the package over the air
 # Kernels have several hundred; a handful would be an accident.
 FEW = 50
 # Prompts of even and odd length, whose answers are no near ties: other kernels round differently.
-QUESTIONS = ["What is the capital of France?", "What is the capital of Germany?", "Count to five.",
+QUESTIONS = ["What is the capital of France?", "What is the opposite of hot?", "Count to five.",
              "What is the capital of the USA?"]
 TOKENS = 8  # further on, kernels may differ in a near tie
 START_SECONDS = 180
