@@ -12,6 +12,8 @@ export POCKET_LLM_TEST_MODELS ?= $(POCKET_LLM_CACHE)/test-models
 
 PYTHON := $(POCKET_LLM_CACHE)/venv/bin/python
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/pocket-llm
+ARM64_DIST := $(or $(CARGO_TARGET_DIR),target)/arm64-dist
+ARM64_TARGET := $(or $(CARGO_TARGET_DIR),target)/aarch64-unknown-linux-gnu
 CARGO_DENY := $(POCKET_LLM_CACHE)/tools/cargo-deny-0.20.2/bin/cargo-deny
 CARGO_FUZZ := $(POCKET_LLM_CACHE)/tools/cargo-fuzz-0.13.2/bin/cargo-fuzz
 GET := $(PYTHON) tools/get_test_models.py
@@ -91,6 +93,18 @@ fuzz: ## Fuzz what reads strangers' files for SECONDS (600); needs rustup's nigh
 	mkdir -p $(POCKET_LLM_CACHE)/fuzz/gguf
 	PATH=$(dir $(CARGO_FUZZ)):$$PATH cargo +nightly fuzz run gguf $(POCKET_LLM_CACHE)/fuzz/gguf fuzz/corpus/gguf -- \
 	  -max_total_time=$(SECONDS) -max_len=16384 -timeout=5
+
+.PHONY: arm64
+arm64: ## Build for ARM64 phones on another machine: program and libraries, into target/arm64-dist
+	@tools/arm64-setup.sh
+	tools/arm64-build.sh
+
+.PHONY: test-arm64
+test-arm64: build arm64 ## Run that under qemu as phones of four kinds, and compare with the native build (15 minutes)
+	@tools/arm64-setup.sh test
+	@model=$$($(GET) --path '$(SMALL_MODEL)'); \
+	$(PYTHON) tools/check_arm64.py --package $(ARM64_DIST) --build $(ARM64_TARGET)/release/build \
+	  --reference $(BINARY) --model "$$model" $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; the cache outside the clone stays

@@ -22,7 +22,7 @@ use std::sync::LazyLock;
 
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "{}\nbuild {}\nllama.cpp: {}\nCPU features compiled in: {}",
+        "{}\nbuild {}\nllama.cpp: {}\nCPU features compiled in: {}{}",
         env!("CARGO_PKG_VERSION"),
         crate::engine::wire::BUILD,
         if cfg!(feature = "llama") {
@@ -31,8 +31,25 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
             "not built in"
         },
         crate::device::compiled_features().join(" "),
+        cpu_kernels(),
     )
 });
+
+/// A line on the kernels for this CPU, where they are chosen at start. It is made for every command line, but only those that ask
+/// for the version pay for loading them.
+fn cpu_kernels() -> String {
+    #[cfg(feature = "dynamic")]
+    if std::env::args_os().any(|argument| argument == "--version") {
+        return match crate::worker::llama::cpu_variant() {
+            Ok(variant) => format!(
+                "\nCPU kernels: {}",
+                variant.as_deref().unwrap_or("of an unknown kind")
+            ),
+            Err(error) => format!("\nCPU kernels: {error}"),
+        };
+    }
+    String::new()
+}
 
 /// An LLM server for phones: loads a GGUF model through llama.cpp on the CPU, and answers over HTTP.
 #[derive(Parser, Debug)]

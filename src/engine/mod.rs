@@ -297,6 +297,8 @@ pub struct ModelInfo {
     pub thinks: bool,
     /// Kernels that llama.cpp chose for the weights (repacked layouts), as its log names them.
     pub kernels: Vec<String>,
+    /// The kernels that were chosen for this CPU at start, such as `armv8.6_0`; `None` where they are part of the program.
+    pub cpu_variant: Option<String>,
     /// Bytes of the buffers that llama.cpp reported, by name (`CPU_Mapped model`, `KV`, `compute`, …).
     pub buffers: Vec<(String, u64)>,
     /// Milliseconds from the start of loading to readiness.

@@ -258,6 +258,7 @@ fn info() -> ModelInfo {
         template: "model".into(),
         thinks: false,
         kernels: vec!["q4_0_8x8".into()],
+        cpu_variant: Some("armv8.6_0".into()),
         buffers: vec![("KV".into(), 1024)],
         load_ms: 12.5,
     }

@@ -167,6 +167,7 @@ fn details(info: &ModelInfo) -> Value {
     add("template", json!(info.template));
     add("thinks", json!(info.thinks));
     add("kernels", json!(info.kernels));
+    add("cpuVariant", json!(info.cpu_variant));
     add("buffers", json!(buffers));
     add(
         "loadMs",

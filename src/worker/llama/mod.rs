@@ -4,6 +4,8 @@
 //! every number is checked before it is passed on: sequences, tokens and positions in `decoder.rs`, token ids in `vocab.rs`, sizes
 //! by the memory plan. Damaged files are found by our own reader, because llama.cpp aborts on some of them.
 
+#[cfg(feature = "dynamic")]
+mod backends;
 mod decoder;
 mod log;
 mod tokenize;
@@ -72,11 +74,22 @@ fn backend() -> Result<&'static LlamaBackend, LoadError> {
     static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
     let backend = BACKEND.get_or_init(|| {
         log::connect();
-        LlamaBackend::init().map_err(|error| error.to_string())
+        #[cfg(feature = "dynamic")]
+        backends::load()?;
+        LlamaBackend::init().map_err(|error| format!("llama.cpp does not start: {error}"))
     });
-    backend
-        .as_ref()
-        .map_err(|error| LoadError(format!("llama.cpp does not start: {error}")))
+    backend.as_ref().map_err(|error| LoadError(error.clone()))
+}
+
+/// The CPU kernels that a build with the feature `dynamic` chose when it started, such as `armv8.6_0`; `None` where they are
+/// part of the program.
+pub fn cpu_variant() -> Result<Option<String>, LoadError> {
+    backend()?;
+    #[cfg(feature = "dynamic")]
+    let variant = backends::variant();
+    #[cfg(not(feature = "dynamic"))]
+    let variant = None;
+    Ok(variant)
 }
 
 /// The binding's error says nothing; the reason stands in the log.
@@ -157,6 +170,7 @@ fn describe(header: &Gguf, model: &LlamaModel, plan: &Plan, padded: u32) -> Mode
         context_per_sequence: (padded / plan.parallel).min(trained),
         sequences: plan.parallel,
         kernels: log::kernels(),
+        cpu_variant: cpu_variant().ok().flatten(),
         buffers: log::buffers(),
         ..info
     }

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds the program for ARM64 Linux and collects it with its libraries in one folder, stripped: $CARGO_TARGET_DIR/arm64-dist.
+#
+#   tools/arm64-build.sh [more of cargo's flags]
+#
+# The folder holds all that the program needs beside the C and C++ libraries of a Debian 12 or newer: move it as a whole.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=${CARGO_TARGET_DIR:-target}
+dist=$target/arm64-dist
+strip=aarch64-linux-gnu-strip
+readelf=aarch64-linux-gnu-readelf
+
+# For our own code, and in the environment, because only this build is sent over networks. llama.cpp does the work, and is not
+# touched. Without LTO its unused helpers would be asked for too, 5 MB.
+export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s
+
+build() { # prints the folder in which llama.cpp was built
+    # llama-cpp-sys-2 leaves links here that lead nowhere, and stumbles over them when it is built again.
+    find "$target/aarch64-unknown-linux-gnu/release" -maxdepth 2 -xtype l -name 'lib*.so' -delete 2>/dev/null || true
+    tools/arm64-env.sh cargo build --release --features dynamic --message-format json-render-diagnostics "$@" |
+        sed -n '/"build-script-executed"/ s/.*"package_id":"[^"]*#llama-cpp-sys-2@.*"out_dir":"\([^"]*\)".*/\1/p'
+}
+
+collect() {
+    local out=$1 library
+    rm -rf "$dist" && mkdir -p "$dist"
+    cp "$target/aarch64-unknown-linux-gnu/release/pocket-llm" "$dist/"
+    for library in llama ggml ggml-base; do cp -L "$out/lib/lib$library.so.0" "$dist/"; done
+    cp "$out"/backends/libggml-cpu-*.so "$dist/"
+    $strip --strip-unneeded "$dist"/*
+}
+
+check() {
+    local name bytes
+    # Every library of ours that one of the files asks for must be there; llama.cpp's own folder must not be asked for.
+    for name in $($readelf --dynamic "$dist"/* | sed -n 's/.*(NEEDED).*\[\(lib\(llama\|ggml\)[^]]*\)\]/\1/p' | sort -u); do
+        [ -e "$dist/$name" ] || { echo "arm64-build: $name is not in $dist" >&2; exit 1; }
+    done
+    bytes=$(cat "$dist"/* | wc -c)
+    echo "arm64-build: $dist has $bytes bytes in $(find "$dist" -type f | wc -l) files" >&2
+}
+
+out=$(build "$@")
+[ -n "$out" ] || { echo "arm64-build: cargo did not say where it built llama.cpp" >&2; exit 1; }
+collect "$out"
+check
