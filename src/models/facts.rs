@@ -78,7 +78,7 @@ impl Facts {
     pub fn read(model: Model) -> Result<Self, GgufError> {
         // Before it is read: a file that is replaced meanwhile is taken for another one.
         let identity = Identity::of(&model.path);
-        let header = Gguf::read(&model.path)?;
+        let header = Gguf::read_in_bites(&model.path)?;
         let info = header.model_info();
         let family = Family::of(&info);
         let of_family = SamplingDefaults {

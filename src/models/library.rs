@@ -267,7 +267,9 @@ impl Library {
         if let Some(look) = known.filter(|look| (look.bytes, look.modified) == (bytes, modified)) {
             return look.fault;
         }
-        let fault = Gguf::read(path).err().map(|error| error.fault.to_string());
+        let fault = Gguf::read_in_bites(path)
+            .err()
+            .map(|error| error.fault.to_string());
         let mut looks = looked_at();
         // Files that are gone are forgotten with all others, now and then.
         if looks.len() >= MOST_LOOKS {

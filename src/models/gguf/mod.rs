@@ -5,6 +5,7 @@
 //! is whole as far as lengths can tell. The weights themselves are not looked at; a digest is for that. Vocabularies are walked
 //! through and not kept.
 
+mod bites;
 mod error;
 mod header;
 mod source;
@@ -12,6 +13,7 @@ mod tensors;
 mod types;
 
 use crate::engine::ModelInfo;
+use bites::InBites;
 use header::Value;
 use source::Source;
 use std::fs::{self, File};
@@ -37,6 +39,17 @@ pub struct Gguf {
 impl Gguf {
     /// Reads the header of a file and compares it with the file's length.
     pub fn read(path: &Path) -> Result<Self, GgufError> {
+        let (file, bytes) = Self::open(path)?;
+        Self::parse(file, bytes, path)
+    }
+
+    /// The same with breaks in it: for a server whose models answer meanwhile, with threads that need every core they have.
+    pub fn read_in_bites(path: &Path) -> Result<Self, GgufError> {
+        let (file, bytes) = Self::open(path)?;
+        Self::parse(InBites::new(file), bytes, path)
+    }
+
+    fn open(path: &Path) -> Result<(File, u64), GgufError> {
         let fail = |fault| GgufError {
             path: path.to_owned(),
             fault,
@@ -50,7 +63,7 @@ impl Gguf {
             return Err(fail(Fault::NotRegular));
         }
         let file = File::open(path).map_err(|error| fail(Fault::Open(error)))?;
-        Self::parse(file, about.len(), path)
+        Ok((file, about.len()))
     }
 
     /// Reads a header from `reader`, which has `file_bytes` bytes and is called `path` in errors.
