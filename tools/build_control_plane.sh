@@ -44,24 +44,24 @@ fetch() {
     cd "$work/packages"
     apt get download golang-1.19-go golang-1.19-src etcd-server rsync libpopt0 libxxhash0 \
         golang-github-modern-go-reflect2-dev
-    for package in *.deb; do dpkg -x "$package" "$work/root"; done
+    for package in *.deb; do dpkg -x "$package" "$work/debian"; done
     apt get source --download-only kubernetes
     # The archive's signature on the lists covers the source by its hash; the uploader's key is not at hand.
     dpkg-source --no-check --extract kubernetes_*.dsc "$work/kubernetes" >/dev/null
     # Its reflect2 knows maps as they were before Go 1.18 and crashes on newer ones; Debian's is mended.
     rm "$work"/kubernetes/vendor/github.com/modern-go/reflect2/*.{go,s}
-    cp "$work"/root/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} "$work/kubernetes/vendor/github.com/modern-go/reflect2/"
+    cp "$work"/debian/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} "$work/kubernetes/vendor/github.com/modern-go/reflect2/"
 }
 
 build() {
     local libraries
-    libraries=$(dirname "$(find "$work/root/usr/lib" -name 'libpopt.so.0' -print -quit)")
+    libraries=$(dirname "$(find "$work/debian/usr/lib" -name 'libpopt.so.0' -print -quit)")
     mkdir -p "$work/path" "$work/home"
     # Kubernetes' makefiles copy with rsync, which few machines have.
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/root/usr/bin/rsync "$@"\n' "$libraries" "$work" >"$work/path/rsync"
     chmod +x "$work/path/rsync"
-    export GOROOT=$work/root/usr/lib/go-1.19 GOPATH=$work/kubernetes/.go GOCACHE=$work/gocache GOPROXY=off GOFLAGS=-p=2 CGO_ENABLED=0
-    export HOME=$work/home PATH=$work/path:$work/root/usr/lib/go-1.19/bin:$PATH
+    export GOROOT=$work/debian/usr/lib/go-1.19 GOPATH=$work/kubernetes/.go GOCACHE=$work/gocache GOPROXY=off GOFLAGS=-p=2 CGO_ENABLED=0
+    export HOME=$work/home PATH=$work/path:$work/debian/usr/lib/go-1.19/bin:$PATH
     cd "$work/kubernetes"
     mkdir -p .go/src/k8s.io
     ln -sfn ../../.. .go/src/k8s.io/kubernetes
@@ -88,6 +88,6 @@ if ! complete "$root/bin"; then
     (fetch)
     (build)
     mkdir -p "$root/bin"
-    cp "$work"/kubernetes/_output/bin/kube-{apiserver,scheduler,controller-manager} "$work/root/usr/bin/etcd" "$root/bin/"
+    cp "$work"/kubernetes/_output/bin/kube-{apiserver,scheduler,controller-manager} "$work/debian/usr/bin/etcd" "$root/bin/"
 fi
 echo "$root/bin"
