@@ -58,7 +58,7 @@ build() {
     libraries=$(dirname "$(find "$work/debian/usr/lib" -name 'libpopt.so.0' -print -quit)")
     mkdir -p "$work/path" "$work/home"
     # Kubernetes' makefiles copy with rsync, which few machines have.
-    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/root/usr/bin/rsync "$@"\n' "$libraries" "$work" >"$work/path/rsync"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/debian/usr/bin/rsync "$@"\n' "$libraries" "$work" >"$work/path/rsync"
     chmod +x "$work/path/rsync"
     export GOROOT=$work/debian/usr/lib/go-1.19 GOPATH=$work/kubernetes/.go GOCACHE=$work/gocache GOPROXY=off GOFLAGS=-p=2 CGO_ENABLED=0
     export HOME=$work/home PATH=$work/path:$work/debian/usr/lib/go-1.19/bin:$PATH

@@ -13,9 +13,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 /// How long a loader computes.
-const BITE: Duration = Duration::from_millis(3);
+const BITE: Duration = Duration::from_millis(1);
 /// How long it pauses then.
-const BREAK: Duration = Duration::from_millis(9);
+const BREAK: Duration = Duration::from_millis(7);
 
 /// Paces a loading worker for as long as it is polled.
 pub(super) async fn pace(inner: &Inner, slot: &Slot) {
