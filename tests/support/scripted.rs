@@ -16,7 +16,7 @@ use pocket_llm::engine::{
 use pocket_llm::worker::decoder::{
     Backend, Decoder, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -178,6 +178,14 @@ impl Script {
     /// All steps so far, row by row.
     pub(crate) fn steps(&self) -> Vec<Vec<Row>> {
         self.state.lock().unwrap().steps.clone()
+    }
+
+    /// The most sequences that had rows in one step.
+    pub(crate) fn widest_step(&self) -> usize {
+        let sequences = |rows: &Vec<Row>| rows.iter().map(|row| row.seq).collect::<HashSet<_>>();
+        let state = self.state.lock().unwrap();
+        let widths = state.steps.iter().map(|rows| sequences(rows).len());
+        widths.max().unwrap_or(0)
     }
 
     /// All cuts so far.
