@@ -54,14 +54,10 @@ async fn start(parallel: u32) -> EngineHandle {
 
 fn request(prompt: String, max_tokens: u32) -> Request {
     Request {
-        client: "bench".into(),
-        prompt: Prompt::Text(prompt),
-        sampling: Sampling::GREEDY,
-        stop: Vec::new(),
         max_tokens: Some(max_tokens),
         ignore_eos: true,
         cache_prompt: false,
-        deadline_ms: None,
+        ..Request::new("bench", Prompt::Text(prompt))
     }
 }
 

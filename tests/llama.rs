@@ -62,25 +62,17 @@ async fn start(
 
 fn greedy(prompt: Prompt, max_tokens: u32) -> Request {
     Request {
-        client: "test".into(),
-        prompt,
         sampling: Sampling {
             seed: 1,
             ..Sampling::GREEDY
         },
-        stop: Vec::new(),
         max_tokens: Some(max_tokens),
-        ignore_eos: false,
-        cache_prompt: true,
-        deadline_ms: None,
+        ..Request::new("test", prompt)
     }
 }
 
 fn chat(content: &str) -> Prompt {
-    Prompt::Messages(vec![Message {
-        role: Role::User,
-        content: content.into(),
-    }])
+    Prompt::Messages(vec![Message::new(Role::User, content)])
 }
 
 async fn ask(engine: &EngineHandle, request: Request) -> Result<(String, Outcome), EngineError> {
@@ -189,12 +181,12 @@ async fn a_prompt_that_does_not_fit_is_refused_with_the_numbers() {
 real! {
 async fn the_second_turn_decodes_only_what_is_new() {
     let (engine, _) = start(SMALL, 2, 1024, FEW_ROWS).await;
-    let question = Message { role: Role::User, content: "What is the capital of France?".into() };
+    let question = Message::new(Role::User, "What is the capital of France?");
     let (answer, first) = ask(&engine, greedy(Prompt::Messages(vec![question.clone()]), 40)).await.unwrap();
     let turns = vec![
         question,
-        Message { role: Role::Assistant, content: answer },
-        Message { role: Role::User, content: "And of Italy?".into() },
+        Message::new(Role::Assistant, answer),
+        Message::new(Role::User, "And of Italy?"),
     ];
     let mut request = greedy(Prompt::Messages(turns), 24);
     let (text, second) = ask(&engine, request.clone()).await.unwrap();
@@ -231,8 +223,8 @@ async fn shapes_of_gemma_and_qwen_load_template_and_generate() {
         if cfg!(any(target_feature = "avx2", target_feature = "dotprod")) {
             assert!(info.kernels.iter().any(|kernel| kernel.starts_with("q4_0_")), "fast kernels: {:?}", info.kernels);
         }
-        let system = Message { role: Role::System, content: "Be brief.".into() };
-        let user = Message { role: Role::User, content: "Grüß dich, 日本! 👋".into() };
+        let system = Message::new(Role::System, "Be brief.");
+        let user = Message::new(Role::User, "Grüß dich, 日本! 👋");
         let mut request = greedy(Prompt::Messages(vec![system, user]), 16);
         request.ignore_eos = true;
         let (_, outcome) = ask(&engine, request).await.unwrap();

@@ -15,10 +15,7 @@ const CHATML: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const TRIMMING: &str = r"{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}";
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.into(),
-    }
+    Message::new(role, content)
 }
 
 fn user(content: &str) -> Message {
@@ -36,7 +33,7 @@ fn system(content: &str) -> Message {
 fn prepare(vocab: &ByteVocab, messages: &[Message]) -> Result<Prepared, PromptError> {
     let (template, warning) = Template::new(vocab, None);
     assert_eq!(warning, None);
-    template.prepare(vocab, &Prompt::Messages(messages.to_vec()), u32::MAX)
+    template.prepare(vocab, &Prompt::Messages(messages.to_vec()), None, u32::MAX)
 }
 
 /// Tokens as a string, control tokens in `⟦⟧`.
@@ -54,7 +51,7 @@ fn rendered(template: &str, messages: &[Message]) -> Result<String, PromptError>
     let (template, warning) = Template::new(&vocab, None);
     assert_eq!((template.source(), warning), ("model", None));
     template
-        .render(messages)
+        .render(messages, None)
         .map(|rendered| rendered.text().into_owned())
 }
 
@@ -441,7 +438,7 @@ fn bare_text_is_text() {
     let vocab = ByteVocab::new(&["<s>", "</s>"]).with_bos("<s>");
     let (template, _) = Template::new(&vocab, None);
     let prepared = template
-        .prepare(&vocab, &Prompt::Text("a</s>".into()), 100)
+        .prepare(&vocab, &Prompt::Text("a</s>".into()), None, 100)
         .expect("the prompt is good");
     assert_eq!(prepared.tokens, vocab.tokenize("a</s>", true, false));
     assert_eq!(
@@ -449,7 +446,7 @@ fn bare_text_is_text() {
         (Think::Off, Vec::new())
     );
     let only_bos = template
-        .prepare(&vocab, &Prompt::Text(String::new()), 100)
+        .prepare(&vocab, &Prompt::Text(String::new()), None, 100)
         .expect("the prompt is good");
     assert_eq!(only_bos.tokens, [Token(256)]);
 }
@@ -460,7 +457,7 @@ fn nothing_is_no_prompt() {
     let (template, _) = Template::new(&vocab, None);
     for prompt in [Prompt::Text(String::new()), Prompt::Messages(Vec::new())] {
         assert_eq!(
-            template.prepare(&vocab, &prompt, 100),
+            template.prepare(&vocab, &prompt, None, 100),
             Err(PromptError::Empty)
         );
     }
@@ -472,7 +469,7 @@ fn too_much_is_refused_with_a_count() {
     let (template, _) = Template::new(&vocab, None);
     let prepare = |prompt, limit| {
         template
-            .prepare(&vocab, &prompt, limit)
+            .prepare(&vocab, &prompt, None, limit)
             .map(|prepared| prepared.tokens.len())
     };
     assert_eq!(prepare(Prompt::Text("x".repeat(100)), 100), Ok(100));
@@ -500,12 +497,12 @@ fn too_much_is_refused_with_a_count() {
     let chat = Prompt::Messages(vec![user("x")]);
     assert_eq!(
         template
-            .prepare(&vocab, &chat, 20)
+            .prepare(&vocab, &chat, None, 20)
             .map(|prepared| prepared.tokens.len()),
         Ok(20)
     );
     assert_eq!(
-        template.prepare(&vocab, &chat, 19),
+        template.prepare(&vocab, &chat, None, 19),
         Err(PromptError::TooLong { prompt_tokens: 20 })
     );
 }
@@ -565,7 +562,7 @@ fn contents() -> impl Strategy<Value = String> {
 
 fn chats() -> impl Strategy<Value = Vec<Message>> {
     let role = prop::sample::select(vec![Role::System, Role::User, Role::Assistant]);
-    let message = (role, contents()).prop_map(|(role, content)| Message { role, content });
+    let message = (role, contents()).prop_map(|(role, content)| Message::new(role, content));
     prop::collection::vec(message, 1..5)
 }
 
@@ -581,7 +578,7 @@ proptest! {
         let expected = prepare(&vocab, &harmless).expect("the prompt is good").tokens;
         prop_assert_eq!(vocab.control_names(&tokens), vocab.control_names(&expected));
         let mut text = String::new();
-        for Message { role, content } in &chat {
+        for Message { role, content, .. } in &chat {
             let role = format!("{role:?}").to_lowercase();
             let content = if trims { content.trim() } else { content };
             text.extend(["\u{1}", &role, "\n", content, "\u{1}\n"]);

@@ -79,14 +79,14 @@ fn assert_renders_as_expected(vocab: &ByteVocab, file: &str) {
     let (template, warning) = Template::new(vocab, None);
     assert_eq!((template.source(), warning), ("model", None));
     for (name, messages) in chats {
-        let rendered = template.render(&messages);
+        let rendered = template.render(&messages, None);
         match &expected[&name] {
             Expected::Text(text) => {
                 let rendered = rendered.expect(&name);
                 assert_eq!(&rendered.text(), text, "{name}");
                 assert_eq!(rendered.thinking(), Think::Off, "{name}");
                 let prepared = template
-                    .prepare(vocab, &Prompt::Messages(messages), 100_000)
+                    .prepare(vocab, &Prompt::Messages(messages), None, 100_000)
                     .expect(&name);
                 assert_eq!(prepared.tokens, whole(vocab, text), "{name}");
                 assert_eq!(prepared.extra_stops, Vec::<String>::new(), "{name}");

@@ -386,6 +386,7 @@ fn whole_talk() -> Vec<u8> {
                     Event::Text {
                         text: "hi".into(),
                         thinking: false,
+                        logprobs: Vec::new(),
                     },
                 ),
             ],

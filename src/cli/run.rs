@@ -76,11 +76,12 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         messages: Vec::new(),
         interrupts,
     };
-    chat.messages
-        .extend(chat.args.system.clone().map(|content| Message {
-            role: Role::System,
-            content,
-        }));
+    chat.messages.extend(
+        chat.args
+            .system
+            .clone()
+            .map(|content| Message::new(Role::System, content)),
+    );
     let code = match prompt {
         Some(prompt) => chat.one(prompt).await,
         None => chat.terminal().await,
@@ -128,10 +129,7 @@ enum Answer {
 impl Chat {
     /// One prompt, one answer.
     async fn one(&mut self, prompt: String) -> Result<ExitCode> {
-        self.messages.push(Message {
-            role: Role::User,
-            content: prompt,
-        });
+        self.messages.push(Message::new(Role::User, prompt));
         match self.answer().await? {
             Answer::Whole(_) | Answer::Unread => Ok(ExitCode::SUCCESS),
             // What a shell expects of a program that Ctrl-C ended.
@@ -160,16 +158,10 @@ impl Chat {
                 self.messages.retain(|message| message.role == Role::System);
                 continue;
             }
-            self.messages.push(Message {
-                role: Role::User,
-                content: line,
-            });
+            self.messages.push(Message::new(Role::User, line));
             match self.answer().await {
                 Ok(Answer::Whole(content) | Answer::Interrupted(content)) => {
-                    self.messages.push(Message {
-                        role: Role::Assistant,
-                        content,
-                    });
+                    self.messages.push(Message::new(Role::Assistant, content));
                 }
                 Ok(Answer::Unread) => return Ok(ExitCode::SUCCESS),
                 Err(error) => {
@@ -194,7 +186,7 @@ impl Chat {
                 }
             };
             match event {
-                Some(Event::Text { text, thinking }) => {
+                Some(Event::Text { text, thinking, .. }) => {
                     // Reasoning is shown, but only the answer is a result.
                     let written = if thinking {
                         std::io::stderr().write_all(text.as_bytes())
@@ -224,7 +216,13 @@ impl Chat {
                     return Ok(Answer::Whole(answer));
                 }
                 Some(Event::Failed(error)) => return Err(error.into()),
-                Some(Event::Accepted { .. } | Event::Started { .. }) => {}
+                // A chat at the terminal has no tools, and asks no questions.
+                Some(
+                    Event::Accepted { .. }
+                    | Event::Started { .. }
+                    | Event::ToolCall { .. }
+                    | Event::Answered(_),
+                ) => {}
                 None => bail!("the engine ended"),
             }
         }
@@ -233,8 +231,6 @@ impl Chat {
     fn request(&self) -> Request {
         let model = &self.lease.facts().sampling;
         Request {
-            client: "terminal".into(),
-            prompt: Prompt::Messages(self.messages.clone()),
             sampling: Sampling {
                 temperature: self.args.temperature.unwrap_or(model.temperature),
                 top_k: model.top_k,
@@ -244,11 +240,8 @@ impl Chat {
                 seed: self.args.seed.unwrap_or_else(Sampling::random_seed),
                 ..Sampling::GREEDY
             },
-            stop: Vec::new(),
             max_tokens: self.args.max_tokens,
-            ignore_eos: false,
-            cache_prompt: true,
-            deadline_ms: None,
+            ..Request::new("terminal", Prompt::Messages(self.messages.clone()))
         }
     }
 }

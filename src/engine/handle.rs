@@ -2,8 +2,8 @@
 
 use super::supervisor::{self, Command};
 use super::{
-    DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Request, WorkerConfig,
-    WorkerStats,
+    Answer, DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Question, Request,
+    Work, WorkerConfig, WorkerStats,
 };
 use std::io;
 use std::sync::Arc;
@@ -114,8 +114,8 @@ impl EngineHandle {
     ) -> io::Result<Self> {
         let places = options.config.places;
         let parallel = options.config.parallel;
-        // A sequence's share is padded by llama.cpp to 256 cells; every token makes one event at most, but for the
-        // few around it and the one token that ends the reasoning.
+        // A sequence's share is padded by llama.cpp to 256 cells; every token makes two events at most (the end of reasoning or
+        // of an argument and what comes after it), and a few are around it.
         let share = match options.config.ctx_size {
             Some(cells) => cells / parallel.max(1) + 256,
             None => DEFAULT_CONTEXT_PER_SEQUENCE,
@@ -129,7 +129,7 @@ impl EngineHandle {
                 places: Arc::new(Semaphore::new(places as usize)),
                 total_places: places,
                 parallel,
-                event_capacity: share as usize + 16,
+                event_capacity: 2 * share as usize + 16,
                 next_id: AtomicU64::new(1),
                 stopping: AtomicBool::new(false),
                 state,
@@ -140,6 +140,25 @@ impl EngineHandle {
 
     /// Takes a place for the request, or says at once why there is none.
     pub fn submit(&self, request: Request) -> Result<Generation, EngineError> {
+        self.hand_in(Work::Generate(Box::new(request)))
+    }
+
+    /// Asks the model something that needs no sampling. It takes a place as a request does.
+    pub async fn ask(&self, question: Question) -> Result<Answer, EngineError> {
+        let mut asked = self.hand_in(Work::Ask(Box::new(question)))?;
+        loop {
+            match asked.next().await {
+                Some(Event::Answered(answer)) => return Ok(answer),
+                Some(Event::Failed(error)) => return Err(error),
+                Some(Event::Finished(_)) | None => {
+                    return Err(EngineError::Internal("a question had no answer".into()));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn hand_in(&self, work: Work) -> Result<Generation, EngineError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Acquire) {
             return Err(EngineError::ShuttingDown);
@@ -154,7 +173,7 @@ impl EngineHandle {
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         let command = Command::Submit {
             id,
-            request: Box::new(request),
+            work,
             events: sender,
             at: Instant::now(),
         };
@@ -263,7 +282,7 @@ impl Generation {
         // The supervisor ends the routes that it has; a request without an event came as it went.
         let gone = Event::Failed(EngineError::ShuttingDown);
         let event = self.events.recv().await.unwrap_or(gone);
-        if matches!(event, Event::Finished(_) | Event::Failed(_)) {
+        if event.is_last() {
             self.place = None;
         }
         Some(event)
@@ -273,7 +292,7 @@ impl Generation {
     pub fn try_next(&mut self) -> Option<Event> {
         self.place.as_ref()?;
         let event = self.events.try_recv().ok()?;
-        if matches!(event, Event::Finished(_) | Event::Failed(_)) {
+        if event.is_last() {
             self.place = None;
         }
         Some(event)

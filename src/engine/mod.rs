@@ -7,15 +7,19 @@
 pub mod wire;
 
 mod connection;
+mod formats;
 mod handle;
 mod launch;
+mod questions;
 mod supervisor;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+pub use formats::{Format, Tool, ToolCall, ToolChoice, Tools};
 pub use handle::{EngineHandle, EngineOptions, EngineState, Generation, Load};
 pub use launch::{Launch, Launched};
+pub use questions::{Answer, Embedded, Pooling, Question, Work};
 
 /// A token id of the model's vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -31,6 +35,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A program that the model called.
+    Tool,
 }
 
 /// One turn of a chat.
@@ -40,6 +46,24 @@ pub struct Message {
     pub role: Role,
     /// What was said; always text, never control tokens.
     pub content: String,
+    /// What the model called in this turn; for [`Role::Assistant`] only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that this turn is the result of; for [`Role::Tool`] only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// A turn of text.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        }
+    }
 }
 
 /// What the model is to continue.
@@ -50,6 +74,8 @@ pub enum Prompt {
     Messages(Vec<Message>),
     /// Bare text, continued as it stands.
     Text(String),
+    /// Tokens, continued as they stand; nothing is put before them.
+    Tokens(Vec<Token>),
 }
 
 /// How a token is chosen from the logits. Neutral values switch a stage off.
@@ -71,6 +97,9 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Subtracted once from the logits of recent tokens; 0 is off.
     pub presence_penalty: f32,
+    /// Added to the logits of single tokens before everything else; −100 forbids in practice, 100 forces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logit_bias: Vec<(Token, f32)>,
     /// The same seed draws the same random number at each position.
     pub seed: u64,
 }
@@ -86,6 +115,7 @@ impl Sampling {
         repeat_last_n: 64,
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
+        logit_bias: Vec::new(),
         seed: 0,
     };
 
@@ -116,9 +146,64 @@ pub struct Request {
     pub cache_prompt: bool,
     /// Milliseconds from submission within which the answer must end.
     pub deadline_ms: Option<u64>,
+    /// The form that the whole answer must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Programs that the model may call; for [`Prompt::Messages`] only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Tools>,
+    /// Log-probabilities of the sampled tokens, with this many alternatives for each (0 to [`MOST_ALTERNATIVES`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u32>,
+    /// Whether the answer begins with the prompt, with its log-probabilities if those are wanted.
+    #[serde(default)]
+    pub echo: bool,
 }
 
-/// What happens to a request. Exactly one of `Finished` and `Failed` comes, and it comes last.
+/// Alternatives that can be had with each token's log-probability.
+pub const MOST_ALTERNATIVES: u32 = 20;
+
+impl Request {
+    /// A greedy request with nothing else asked for.
+    pub fn new(client: impl Into<String>, prompt: Prompt) -> Self {
+        Self {
+            client: client.into(),
+            prompt,
+            sampling: Sampling::GREEDY,
+            stop: Vec::new(),
+            max_tokens: None,
+            ignore_eos: false,
+            cache_prompt: true,
+            deadline_ms: None,
+            format: None,
+            tools: None,
+            logprobs: None,
+            echo: false,
+        }
+    }
+}
+
+/// How likely a token was, by the model's own distribution: before penalties, temperature and truncation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// The token.
+    pub token: Token,
+    /// Its bytes: possibly not whole characters; none for control tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability; −∞ is given as the lowest finite number.
+    pub logprob: f32,
+}
+
+/// A token of an answer, or of an echoed prompt, and what could have stood in its place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logprob {
+    /// The token. The first one of a prompt has nothing before it, and so 0 as its logarithm and no alternatives.
+    pub chosen: Likelihood,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<Likelihood>,
+}
+
+/// What happens to a request. Exactly one of `Finished`, `Answered` and `Failed` comes, and it comes last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -134,17 +219,41 @@ pub enum Event {
         /// Prompt tokens that need no decoding, because the sequence still held them.
         cached_tokens: u32,
     },
-    /// A piece of the answer: whole characters, never empty.
+    /// A piece of the answer: whole characters. Empty only where log-probabilities are left at the end whose text is not whole.
     Text {
         /// What was said.
         text: String,
         /// Whether it belongs to the model's reasoning, not to its answer.
         thinking: bool,
+        /// The tokens sampled since the last piece, if log-probabilities are wanted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<Logprob>,
     },
+    /// A piece of a call of a tool.
+    ToolCall {
+        /// Which of the answer's calls, from 0.
+        index: u32,
+        /// The tool's name; comes with the first piece of each call.
+        name: Option<String>,
+        /// The next piece of its arguments: put together they are a JSON object.
+        arguments: String,
+    },
+    /// The answer to a [`Question`]; nothing else comes before or after it.
+    Answered(Answer),
     /// The end of an answer.
     Finished(Outcome),
     /// The end without an answer, or in the middle of one.
     Failed(EngineError),
+}
+
+impl Event {
+    /// Whether nothing comes after it.
+    pub fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Self::Finished(_) | Self::Answered(_) | Self::Failed(_)
+        )
+    }
 }
 
 /// How an answer ended and what it took.
@@ -166,6 +275,8 @@ pub enum FinishReason {
     Length,
     /// The request's deadline passed; the text so far stands.
     Deadline,
+    /// The answer ends with calls of tools, whose results the model waits for.
+    ToolCalls,
 }
 
 /// Tokens counted and times measured (milliseconds) for one request.
@@ -295,6 +406,15 @@ pub struct ModelInfo {
     pub template: String,
     /// Whether the template marks reasoning (`<think>`).
     pub thinks: bool,
+    /// Whether the template knows tools; where it does not, they are described in the system message.
+    #[serde(default)]
+    pub template_knows_tools: bool,
+    /// Numbers of an embedding.
+    #[serde(default)]
+    pub embedding_width: u32,
+    /// How a text's embedding is made of those of its tokens.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// Kernels that llama.cpp chose for the weights (repacked layouts), as its log names them.
     pub kernels: Vec<String>,
     /// The kernels that were chosen for this CPU at start, such as `armv8.6_0`; `None` where they are part of the program.

@@ -7,7 +7,7 @@
 use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, write_frames};
 use super::launch::Spawner;
 use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use super::{EngineError, EngineOptions, EngineState, Event, Load, Request, WorkerConfig};
+use super::{EngineError, EngineOptions, EngineState, Event, Load, Work, WorkerConfig};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ const ATTEMPTS: u32 = 2;
 
 /// What handles ask of the supervisor.
 pub(super) enum Command {
-    /// Serve a request.
+    /// Serve a request, or answer a question.
     Submit {
         id: RequestId,
-        request: Box<Request>,
+        work: Work,
         events: mpsc::Sender<Event>,
         at: Instant,
     },
@@ -75,7 +75,7 @@ pub(super) fn start(
 
 /// A request that has not ended.
 struct Route {
-    request: Box<Request>,
+    work: Work,
     events: mpsc::Sender<Event>,
     /// When the client submitted it.
     at: Instant,
@@ -283,7 +283,7 @@ impl Supervisor {
         match &mut event {
             Event::Accepted { .. } if std::mem::replace(&mut route.accepted, true) => return,
             Event::Started { .. } if route.started.replace(now).is_some() => return,
-            Event::Text { .. } => {
+            Event::Text { .. } | Event::ToolCall { .. } => {
                 route.spoke = true;
                 self.barren_deaths = 0;
             }
@@ -307,7 +307,7 @@ impl Supervisor {
             }
             _ => {}
         }
-        let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let last = event.is_last();
         if let Err(mpsc::error::TrySendError::Full(_)) = route.events.try_send(event) {
             tracing::error!(
                 request = id,
@@ -330,12 +330,12 @@ impl Supervisor {
             None | Some(Command::Stop) => Err(Over::Stopped),
             Some(Command::Submit {
                 id,
-                request,
+                work,
                 events,
                 at,
             }) => {
                 let route = Route {
-                    request,
+                    work,
                     events,
                     at,
                     sent: None,
@@ -385,15 +385,15 @@ impl Supervisor {
     /// A route's request as a frame, noted as sent.
     fn hand_over(&mut self, life: &mut Life, id: RequestId) -> Option<Vec<u8>> {
         let route = self.routes.get(&id)?;
-        let mut request = route.request.clone();
-        if let Some(deadline) = request.deadline_ms {
+        let mut work = route.work.clone();
+        if let Some(deadline) = work.deadline_ms_mut() {
             let gone = u64::try_from(route.at.elapsed().as_millis()).unwrap_or(u64::MAX);
-            request.deadline_ms = Some(deadline.saturating_sub(gone));
+            *deadline = deadline.saturating_sub(gone);
         }
         if self.routes.values().all(|route| route.sent.is_none()) {
             life.silent_ticks = 0;
         }
-        match wire::encode(&ToWorker::Submit { id, request }) {
+        match wire::encode(&ToWorker::Submit { id, work }) {
             Ok(frame) => {
                 let route = self.routes.get_mut(&id)?;
                 route.sent = Some(Instant::now());
@@ -487,7 +487,7 @@ impl Supervisor {
     /// Ends requests whose deadline passed before a worker had them; the others' are the worker's to keep.
     fn expire(&mut self) {
         let late = self.routes.extract_if(.., |_, route| {
-            let deadline = route.request.deadline_ms.map(Duration::from_millis);
+            let deadline = route.work.deadline_ms().map(Duration::from_millis);
             route.sent.is_none() && deadline.is_some_and(|deadline| route.at.elapsed() >= deadline)
         });
         for (_, route) in late {

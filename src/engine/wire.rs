@@ -4,7 +4,7 @@
 //! build id, and another build is refused. A frame is at most [`MAX_FRAME`] bytes; memory grows with the bytes
 //! that came, not with the length that was promised.
 
-use super::{Event, ModelInfo, Request, WorkerConfig, WorkerStats};
+use super::{Event, ModelInfo, Work, WorkerConfig, WorkerStats};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -34,7 +34,7 @@ pub enum ToWorker {
         /// Its number in later frames.
         id: RequestId,
         /// What is asked.
-        request: Box<Request>,
+        work: Work,
     },
     /// Nobody reads this one any more.
     Cancel {

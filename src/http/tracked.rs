@@ -79,11 +79,11 @@ impl Tracker {
                 self.tokens.cached = *cached_tokens;
                 self.app.metrics().queued(self.elapsed());
             }
-            Event::Text { .. } => self.spoke(),
+            Event::Text { .. } | Event::ToolCall { .. } => self.spoke(),
             Event::Finished(outcome) => {
                 self.tokens.generated = outcome.usage.completion_tokens;
                 self.outcome = Some(match outcome.reason {
-                    FinishReason::Stop => Outcome::Ok,
+                    FinishReason::Stop | FinishReason::ToolCalls => Outcome::Ok,
                     FinishReason::Length => Outcome::Length,
                     FinishReason::Deadline => {
                         self.app.metrics().limit(Limit::Deadline);
@@ -91,6 +91,7 @@ impl Tracker {
                     }
                 });
             }
+            Event::Answered(_) => self.outcome = Some(Outcome::Ok),
             Event::Failed(error) => {
                 if let EngineError::Internal(what) = error {
                     tracing::error!(endpoint = self.endpoint, what, "the engine failed");

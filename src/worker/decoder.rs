@@ -32,6 +32,17 @@ pub struct Row {
 #[error("decoding failed: {0}")]
 pub struct StepError(pub String);
 
+/// Embeddings that can't be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmbedError {
+    /// There is no memory for it; the text says how much is missing.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Decoding failed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+}
+
 /// A model that can't be loaded: one sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -75,6 +86,16 @@ pub trait Decoder {
     fn cuttable(&self, seq: SeqId) -> RangeInclusive<Position>;
     /// Forgets everything from position `to` on.
     fn truncate(&mut self, seq: SeqId, to: Position);
+    /// Decodes the next tokens of a text apart from all sequences, and calls `each` with the embedding of each of them, in order.
+    /// Position 0 begins a new text. What it needs of memory is taken at the first call.
+    fn embed(
+        &mut self,
+        tokens: &[Token],
+        position: Position,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EmbedError>;
+    /// Gives back what [`Decoder::embed`] took.
+    fn end_embedding(&mut self);
     /// Forgets the sequence.
     fn clear(&mut self, seq: SeqId) {
         self.truncate(seq, 0);

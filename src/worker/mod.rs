@@ -6,6 +6,7 @@
 
 pub mod cache;
 pub mod decoder;
+pub mod embedding;
 #[cfg(feature = "llama")]
 pub mod llama;
 pub mod process;
@@ -16,8 +17,9 @@ pub mod scheduler;
 pub mod sequence;
 pub mod text;
 
+use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use crate::engine::{EngineError, Request, WorkerConfig};
+use crate::engine::{Answer, EngineError, Event, Prompt, Question, Request, Work, WorkerConfig};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
@@ -32,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// Threads that render templates and tokenise.
 const TOKENISERS: usize = 2;
+/// Numbers in all embeddings of one answer: 2,048 texts for a model of width 1,024.
+const MOST_EMBEDDED_NUMBERS: usize = 2 << 20;
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -120,7 +124,7 @@ fn report_progress(mut out: UnixStream) -> Box<dyn FnMut(f32) -> bool> {
 /// A request on its way to be tokenised.
 struct Submitted {
     id: RequestId,
-    request: Box<Request>,
+    work: Work,
     arrived: Instant,
     cancelled: Arc<AtomicBool>,
 }
@@ -157,11 +161,13 @@ fn answer(
         context_per_sequence: info.context_per_sequence,
         batch_size: config.batch_size,
         step_ms: config.step_ms,
+        pooling: info.pooling,
     };
     let tokeniser = Arc::new(Tokeniser {
         template,
         vocab: Arc::clone(&vocab),
         context: info.context_per_sequence,
+        embedding_width: info.embedding_width,
     });
     for _ in 0..TOKENISERS {
         let (tokeniser, inbox) = (Arc::clone(&tokeniser), Arc::clone(outlets.to_tokenise));
@@ -200,7 +206,7 @@ fn read_frames(
     let mut live: HashMap<RequestId, Weak<AtomicBool>> = HashMap::new();
     loop {
         match wire::read(&mut from) {
-            Ok(Some(ToWorker::Submit { id, request })) => {
+            Ok(Some(ToWorker::Submit { id, work })) => {
                 if live.len() >= 64
                     && live.len()
                         >= 2 * live.values().filter(|flag| flag.strong_count() > 0).count()
@@ -213,7 +219,7 @@ fn read_frames(
                 if submitted
                     .send(Submitted {
                         id,
-                        request,
+                        work,
                         arrived,
                         cancelled,
                     })
@@ -250,6 +256,7 @@ struct Tokeniser {
     template: Template,
     vocab: Arc<dyn Vocab>,
     context: u32,
+    embedding_width: u32,
 }
 
 impl Tokeniser {
@@ -262,27 +269,145 @@ impl Tokeniser {
             if submitted.cancelled.load(Ordering::Relaxed) {
                 continue;
             }
-            let inbound = match self.prepare(submitted) {
-                Ok(arrival) => Inbound::Arrival(Box::new(arrival)),
-                Err(error) => Inbound::Refused(id, error),
-            };
+            let inbound = self
+                .inbound(submitted)
+                .unwrap_or_else(|error| Inbound::Done(id, Event::Failed(error)));
             if engine.send(inbound).is_err() {
                 return;
             }
         }
     }
 
-    fn prepare(&self, submitted: Submitted) -> Result<Arrival, EngineError> {
+    fn inbound(&self, submitted: Submitted) -> Result<Inbound, EngineError> {
         let Submitted {
             id,
-            request,
+            work,
             arrived,
             cancelled,
         } = submitted;
-        let request = *request;
+        match work {
+            Work::Generate(request) => self
+                .prepare(id, *request, arrived, cancelled)
+                .map(|arrival| Inbound::Arrival(Box::new(arrival))),
+            Work::Ask(question) => match *question {
+                Question::Embed { inputs } => self
+                    .texts(id, &inputs, cancelled)
+                    .map(|texts| Inbound::Embed(Box::new(texts))),
+                other => self
+                    .answer(other)
+                    .map(|answer| Inbound::Done(id, Event::Answered(answer))),
+            },
+        }
+    }
+
+    /// Answers what needs the vocabulary and the template only.
+    fn answer(&self, question: Question) -> Result<Answer, EngineError> {
+        Ok(match question {
+            Question::Tokenize {
+                text,
+                add_special,
+                parse_special,
+            } => {
+                let mut tokens = self.vocab.tokenize(&text, false, parse_special);
+                if add_special {
+                    tokens.splice(0..0, prompt::opening(&*self.vocab));
+                }
+                Answer::Tokens(tokens.into_iter().map(|token| self.spelt(token)).collect())
+            }
+            Question::Detokenize { tokens } => {
+                tokens.iter().try_for_each(|token| self.check(*token))?;
+                Answer::Text(self.text(&tokens))
+            }
+            Question::Render { messages, tools } => {
+                let rendered = self.template.render(&messages, tools.as_ref());
+                let rendered = rendered.map_err(|error| self.refuse(&error))?;
+                Answer::Text(rendered.text().into_owned())
+            }
+            Question::Embed { .. } => {
+                return Err(EngineError::Internal("not answered beside the loop".into()));
+            }
+        })
+    }
+
+    /// The tokens' text; what is no whole character is replaced.
+    fn text(&self, tokens: &[Token]) -> String {
+        let mut bytes = Vec::new();
+        for token in tokens {
+            self.vocab.append_bytes(*token, &mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn spelt(&self, token: Token) -> (Token, Vec<u8>) {
+        let mut bytes = Vec::new();
+        self.vocab.append_bytes(token, &mut bytes);
+        (token, bytes)
+    }
+
+    fn check(&self, token: Token) -> Result<(), EngineError> {
+        let size = self.vocab.size();
+        if token.0 < size {
+            return Ok(());
+        }
+        Err(EngineError::BadRequest(format!(
+            "there is no token {}: this model's are 0 to {}",
+            token.0,
+            size.saturating_sub(1)
+        )))
+    }
+
+    /// The tokens of texts that are to be embedded.
+    fn texts(
+        &self,
+        id: RequestId,
+        inputs: &[Prompt],
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<embedding::Texts, EngineError> {
+        // The answer is one frame.
+        let most = MOST_EMBEDDED_NUMBERS / (self.embedding_width as usize).max(1);
+        let most = most.min(Question::MOST_INPUTS);
+        if inputs.is_empty() || inputs.len() > most {
+            return Err(EngineError::BadRequest(format!(
+                "send 1 to {most} texts at once"
+            )));
+        }
+        let mut texts = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            match input {
+                Prompt::Messages(_) => {
+                    return Err(EngineError::BadRequest("a chat has no embedding".into()));
+                }
+                Prompt::Tokens(tokens) => {
+                    tokens.iter().try_for_each(|token| self.check(*token))?;
+                }
+                Prompt::Text(_) => {}
+            }
+            let prepared = self
+                .template
+                .prepare(&*self.vocab, input, None, self.context);
+            texts.push(prepared.map_err(|error| self.refuse(&error))?.tokens);
+        }
+        Ok(embedding::Texts::new(id, texts, cancelled))
+    }
+
+    fn prepare(
+        &self,
+        id: RequestId,
+        request: Request,
+        arrived: Instant,
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Arrival, EngineError> {
+        if let Prompt::Tokens(tokens) = &request.prompt {
+            tokens.iter().try_for_each(|token| self.check(*token))?;
+        }
         let prepared = self
             .template
-            .prepare(&*self.vocab, &request.prompt, self.context)
+            .prepare(
+                &*self.vocab,
+                &request.prompt,
+                request.tools.as_ref(),
+                self.context,
+            )
             .map_err(|error| self.refuse(&error))?;
         let prompt_tokens = u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX);
         if prompt_tokens >= self.context {
@@ -291,18 +416,38 @@ impl Tokeniser {
                 limit: self.context,
             });
         }
+        let unsupported = [
+            (request.format.is_some(), "a format"),
+            (request.tools.is_some(), "tools"),
+        ];
+        if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
+            return Err(EngineError::BadRequest(format!("{what} can't be had yet")));
+        }
+        let echo = match &request.prompt {
+            _ if !request.echo => None,
+            Prompt::Text(text) => Some(text.clone()),
+            Prompt::Tokens(tokens) => Some(self.text(tokens)),
+            Prompt::Messages(_) => {
+                return Err(EngineError::BadRequest("a chat is not echoed".into()));
+            }
+        };
+        let likelihoods = request.logprobs.map(sampling::Likelihoods::new);
+        let least = u32::from(echo.is_none());
         let mut stop = request.stop;
         stop.extend(prepared.extra_stops);
         let room = self.context - prompt_tokens;
         Ok(Arrival {
             id,
             client: request.client,
-            max_tokens: request.max_tokens.unwrap_or(room).clamp(1, room),
+            max_tokens: request.max_tokens.unwrap_or(room).clamp(least, room),
             sampler: sampling::Sampler::new(&request.sampling, &prepared.tokens),
             text: text::TextStream::new(&stop, prepared.thinking),
             prompt: prepared.tokens,
             ignore_eos: request.ignore_eos,
-            reuse: request.cache_prompt,
+            // What is not decoded has no logits.
+            reuse: request.cache_prompt && (echo.is_none() || likelihoods.is_none()),
+            likelihoods,
+            echo,
             arrived,
             deadline: request
                 .deadline_ms

@@ -4,23 +4,26 @@
 //! `scheduler.rs` and `cache.rs`; what a sequence says and when it ends is in `sequence.rs`.
 
 use super::cache::Cache;
-use super::decoder::{Decoder, Row, SeqId, Vocab};
+use super::decoder::{Decoder, EmbedError, Row, SeqId, Vocab};
+use super::embedding::Texts;
 use super::scheduler::{FairQueue, Pace, share_rows};
 use super::sequence::{Arrival, Sequence};
 use super::text::Piece;
 use crate::engine::wire::RequestId;
-use crate::engine::{EngineError, Event, FinishReason, Token, WorkerStats};
-use std::collections::HashMap;
+use crate::engine::{Answer, EngineError, Event, FinishReason, Pooling, Token, WorkerStats};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// What reaches the loop.
 pub enum Inbound {
     /// A request, ready to run.
     Arrival(Box<Arrival>),
-    /// A request that can't be run.
-    Refused(RequestId, EngineError),
+    /// Texts to be embedded.
+    Embed(Box<Texts>),
+    /// A request that needs no step, or can't have one: its last event.
+    Done(RequestId, Event),
     /// Something changed that the loop looks at by itself (a request was cancelled).
     Wake,
     /// The front is gone: end.
@@ -46,7 +49,12 @@ pub struct Sizes {
     pub batch_size: u32,
     /// How long a step should take at most, in milliseconds.
     pub step_ms: u32,
+    /// How a text's embedding is made of those of its tokens.
+    pub pooling: Pooling,
 }
+
+/// An engine that has nothing to do keeps what embeddings need for this long.
+const EMBEDDING_REST: Duration = Duration::from_mins(1);
 
 /// Runs until the inbox closes or `report` says that nobody listens.
 pub fn run(
@@ -62,6 +70,8 @@ pub fn run(
         decoder,
         queue: FairQueue::default(),
         running: Vec::new(),
+        texts: VecDeque::new(),
+        may_embed: false,
         cache: Cache::new(sizes.sequences),
         pace: Pace::new(sizes.step_ms),
         events: Vec::new(),
@@ -82,7 +92,8 @@ pub fn run(
         if news && !engine.tell(report) {
             return;
         }
-        if !engine.step() {
+        let stepped = engine.step();
+        if !engine.embed() && !stepped {
             continue;
         }
         engine.retire();
@@ -101,6 +112,10 @@ struct Engine<'a> {
     queue: FairQueue<Box<Arrival>>,
     /// In the order of their sequences.
     running: Vec<Sequence>,
+    /// Texts to be embedded; the first is under way.
+    texts: VecDeque<Box<Texts>>,
+    /// Whether the decoder holds memory for embeddings.
+    may_embed: bool,
     cache: Cache,
     pace: Pace,
     events: Vec<(RequestId, Event)>,
@@ -111,8 +126,8 @@ struct Engine<'a> {
 impl Engine<'_> {
     /// Takes what is waiting; waits itself when there is nothing else to do. `false` is the end.
     fn receive(&mut self, inbox: &Receiver<Inbound>) -> bool {
-        if self.running.is_empty() && self.queue.is_empty() {
-            let Ok(inbound) = inbox.recv() else {
+        if self.running.is_empty() && self.queue.is_empty() && self.texts.is_empty() {
+            let Some(inbound) = self.wait(inbox) else {
                 return false;
             };
             if !self.take_in(inbound) {
@@ -132,11 +147,27 @@ impl Engine<'_> {
         }
     }
 
+    /// The next thing that comes. What embeddings need of memory goes when none are asked for.
+    fn wait(&mut self, inbox: &Receiver<Inbound>) -> Option<Inbound> {
+        if self.may_embed {
+            match inbox.recv_timeout(EMBEDDING_REST) {
+                Ok(inbound) => return Some(inbound),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.decoder.end_embedding();
+                    self.may_embed = false;
+                }
+            }
+        }
+        inbox.recv().ok()
+    }
+
     fn take_in(&mut self, inbound: Inbound) -> bool {
         match inbound {
             Inbound::Closed => return false,
             Inbound::Wake => {}
-            Inbound::Refused(id, error) => self.events.push((id, Event::Failed(error))),
+            Inbound::Done(id, event) => self.events.push((id, event)),
+            Inbound::Embed(texts) => self.texts.push_back(texts),
             Inbound::Arrival(arrival) => {
                 let id = arrival.id;
                 let prompt_tokens = u32::try_from(arrival.prompt.len()).unwrap_or(u32::MAX);
@@ -167,6 +198,9 @@ impl Engine<'_> {
                     .push((arrival.id, Event::Failed(EngineError::DeadlineExceeded)));
             }
         }
+        let texts = self.texts.len();
+        self.texts.retain(|texts| !texts.is_cancelled());
+        self.stats.cancelled += (texts - self.texts.len()) as u64;
         let mut at = 0;
         while let Some(sequence) = self.running.get_mut(at) {
             let cancelled = sequence.arrival.is_cancelled();
@@ -258,13 +292,14 @@ impl Engine<'_> {
         let mut chosen: Vec<(usize, Token)> = Vec::with_capacity(self.running.len());
         let mut sampling = Duration::ZERO;
         let began = Instant::now();
-        let (rows, running) = (&self.rows, &mut self.running);
+        let (rows, running, vocab) = (&self.rows, &mut self.running, &*self.vocab);
         let result = self.decoder.step(rows, &mut |row, logits| {
             let began = Instant::now();
             if let Some(row) = rows.get(row)
                 && let Some(owner) = owners.get(&row.seq)
             {
-                chosen.push((*owner, running[*owner].sample(logits, row.position + 1)));
+                let token = running[*owner].sample(logits, row.position + 1, vocab);
+                chosen.extend(token.map(|token| (*owner, token)));
             }
             sampling += began.elapsed();
         });
@@ -292,6 +327,13 @@ impl Engine<'_> {
     /// Makes text of the tokens that were chosen.
     fn take_tokens(&mut self, chosen: &[(usize, Token)]) {
         let now = Instant::now();
+        for sequence in &mut self.running {
+            if sequence.prefill_left() == 0
+                && let Some(echo) = sequence.take_echo(&*self.vocab)
+            {
+                self.events.push((sequence.arrival.id, echo));
+            }
+        }
         let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
         for (owner, token) in chosen {
             let sequence = &mut self.running[*owner];
@@ -303,8 +345,43 @@ impl Engine<'_> {
                 Some(bytes.as_slice())
             };
             sequence.accept(*token, said, now, &mut pieces);
-            emit(&mut self.events, sequence.arrival.id, &mut pieces);
+            emit(&mut self.events, sequence, &mut pieces);
         }
+    }
+
+    /// Decodes the next part of a text that is to be embedded. `false` if there is none.
+    fn embed(&mut self) -> bool {
+        let Some(texts) = self.texts.front_mut() else {
+            return false;
+        };
+        let most = self.pace.prefill_rows(0, self.sizes.batch_size);
+        let (tokens, position) = texts.next_chunk(most as usize);
+        let mut embeddings: Vec<Vec<f32>> = Vec::with_capacity(tokens.len());
+        self.may_embed = true;
+        let began = Instant::now();
+        let decoded = self.decoder.embed(tokens, position, &mut |embedding| {
+            embeddings.push(embedding.to_vec());
+        });
+        self.stats.decode_us += micros(began.elapsed());
+        self.stats.prefill_rows += tokens.len() as u64;
+        texts.take(self.sizes.pooling, embeddings.iter().map(Vec::as_slice));
+        let failed = decoded.err();
+        if failed.is_none() && !texts.is_done() {
+            return true;
+        }
+        let Some(texts) = self.texts.pop_front() else {
+            return true;
+        };
+        let id = texts.id;
+        let event = match failed {
+            None => Event::Answered(Answer::Embeddings(texts.finish())),
+            Some(EmbedError::NoRoom(reason)) => Event::Failed(EngineError::NotReady(reason)),
+            Some(EmbedError::Step(error)) => {
+                Event::Failed(EngineError::Internal(error.to_string()))
+            }
+        };
+        self.events.push((id, event));
+        true
     }
 
     /// After a failed step the sequences of its rows can't be trusted: their requests end, their cells are cleared.
@@ -328,7 +405,21 @@ impl Engine<'_> {
         for mut sequence in self.running.extract_if(.., |sequence| sequence.is_done()) {
             let mut pieces = Vec::new();
             let finished = sequence.finish(&mut pieces);
-            emit(&mut self.events, sequence.arrival.id, &mut pieces);
+            emit(&mut self.events, &mut sequence, &mut pieces);
+            let left = sequence.take_logprobs();
+            // What a stop string cut off is no part of the answer; the bytes of a broken character are.
+            if !left.is_empty()
+                && matches!(&finished, Event::Finished(outcome) if outcome.reason != FinishReason::Stop)
+            {
+                self.events.push((
+                    sequence.arrival.id,
+                    Event::Text {
+                        text: String::new(),
+                        thinking: false,
+                        logprobs: left,
+                    },
+                ));
+            }
             self.events.push((sequence.arrival.id, finished));
             self.cache.release(sequence.seq);
         }
@@ -350,9 +441,15 @@ impl Engine<'_> {
     }
 }
 
-fn emit(events: &mut Vec<(RequestId, Event)>, id: RequestId, pieces: &mut Vec<Piece>) {
+/// The tokens since the last piece go with the first of these.
+fn emit(events: &mut Vec<(RequestId, Event)>, sequence: &mut Sequence, pieces: &mut Vec<Piece>) {
     for Piece { text, thinking } in pieces.drain(..) {
-        events.push((id, Event::Text { text, thinking }));
+        let event = Event::Text {
+            text,
+            thinking,
+            logprobs: sequence.take_logprobs(),
+        };
+        events.push((sequence.arrival.id, event));
     }
 }
 

@@ -9,6 +9,7 @@
 //! The logits are only read. NaN counts as −∞, and a token with −∞ is not chosen while there is any other. Nothing here
 //! panics, whatever the logits and the settings are.
 
+mod likelihood;
 mod penalties;
 mod scan;
 mod truncate;
@@ -17,6 +18,7 @@ mod truncate;
 mod tests;
 
 use crate::engine::{Sampling, Token};
+pub use likelihood::Likelihoods;
 use penalties::Penalties;
 use scan::{CHUNK, Candidate, Scan, exp};
 use truncate::Truncation;

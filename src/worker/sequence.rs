@@ -1,11 +1,11 @@
 //! One generation: what is left of its prompt, what it said, and when it ends. Knows no decoder and no channel; time
 //! comes in.
 
-use super::decoder::{Position, Row, SeqId};
-use super::sampling::Sampler;
+use super::decoder::{Position, Row, SeqId, Vocab};
+use super::sampling::{Likelihoods, Sampler};
 use super::text::{Piece, TextStream};
 use crate::engine::wire::RequestId;
-use crate::engine::{Event, FinishReason, Outcome, Token, Usage};
+use crate::engine::{Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -18,12 +18,16 @@ pub struct Arrival {
     pub client: String,
     /// The whole prompt; never empty.
     pub prompt: Vec<Token>,
-    /// Tokens that may be sampled: at least one, and with the prompt no more than a sequence has room for.
+    /// Tokens that may be sampled: with the prompt no more than a sequence has room for; none only where the prompt is echoed.
     pub max_tokens: u32,
     /// Chooses tokens.
     pub sampler: Sampler,
     /// Makes text of them.
     pub text: TextStream,
+    /// Finds log-probabilities, where they are wanted.
+    pub likelihoods: Option<Likelihoods>,
+    /// The prompt's text, if the answer begins with it.
+    pub echo: Option<String>,
     /// Whether end-of-generation tokens are passed over.
     pub ignore_eos: bool,
     /// Whether tokens that a sequence holds may be continued.
@@ -64,7 +68,12 @@ pub struct Sequence {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     done: Option<FinishReason>,
+    /// Log-probabilities whose text has not gone out.
+    logprobs: Vec<Logprob>,
 }
+
+/// Prompt rows that may ask for logits in one step: each is the size of the vocabulary.
+const MOST_SCORED_ROWS: u32 = 16;
 
 impl Sequence {
     /// Starts in a sequence that keeps the first `cached` tokens of the prompt.
@@ -80,13 +89,24 @@ impl Sequence {
             first_token: None,
             last_token: None,
             done: None,
+            logprobs: Vec::new(),
         }
+    }
+
+    /// Whether the prompt's own tokens have log-probabilities.
+    fn scores_prompt(&self) -> bool {
+        self.arrival.echo.is_some() && self.arrival.likelihoods.is_some()
     }
 
     /// Prompt tokens that are still to be decoded; 0 once the answer has begun.
     pub fn prefill_left(&self) -> u32 {
         let prompt = u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX);
-        prompt.saturating_sub(self.held)
+        let left = prompt.saturating_sub(self.held);
+        if self.scores_prompt() {
+            left.min(MOST_SCORED_ROWS)
+        } else {
+            left
+        }
     }
 
     /// The row of the token that was sampled last, if the answer has begun.
@@ -107,7 +127,7 @@ impl Sequence {
         let from = prompt.len().min(self.held as usize);
         let to = prompt.len().min(from + count as usize);
         for (position, token) in (self.held..).zip(&prompt[from..to]) {
-            let logits = position as usize + 1 == prompt.len();
+            let logits = self.scores_prompt() || position as usize + 1 == prompt.len();
             rows.push(Row {
                 seq: self.seq,
                 position,
@@ -128,10 +148,67 @@ impl Sequence {
         self.next = None;
     }
 
-    /// Chooses the token for `position` from the logits before it. The position decides the random number, whatever chunks and
-    /// batches led there.
-    pub fn sample(&mut self, logits: &[f32], position: Position) -> Token {
-        self.arrival.sampler.sample(logits, position)
+    /// Looks at the logits before `position`: chooses the token for it, or says how likely the prompt's was (`None`). The position
+    /// decides the random number, whatever chunks and batches led there.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        position: Position,
+        vocab: &dyn Vocab,
+    ) -> Option<Token> {
+        let spell = |token: Token, bytes: &mut Vec<u8>| vocab.append_bytes(token, bytes);
+        let said = self.arrival.prompt.get(position as usize).copied();
+        let token = match said {
+            Some(token) => token,
+            None if self.arrival.max_tokens == 0 => {
+                self.done = Some(FinishReason::Length);
+                return None;
+            }
+            None => self.arrival.sampler.sample(logits, position),
+        };
+        if let Some(likelihoods) = &mut self.arrival.likelihoods {
+            // A token that ends the answer is none of it.
+            if said.is_some() || self.arrival.ignore_eos || !vocab.is_end(token) {
+                self.logprobs.push(likelihoods.of(logits, token, spell));
+            }
+        }
+        said.is_none().then_some(token)
+    }
+
+    /// The prompt as the beginning of the answer, once, when all of it is decoded.
+    pub fn take_echo(&mut self, vocab: &dyn Vocab) -> Option<Event> {
+        let text = self.arrival.echo.take()?;
+        let scored = self.arrival.likelihoods.is_some();
+        let first = self.arrival.prompt.first().filter(|_| scored);
+        let first = first.map(|token| {
+            let mut bytes = Vec::new();
+            vocab.append_bytes(*token, &mut bytes);
+            let chosen = Likelihood {
+                token: *token,
+                bytes,
+                logprob: 0.0,
+            };
+            Logprob {
+                chosen,
+                top: Vec::new(),
+            }
+        });
+        let scored = if scored {
+            self.arrival.prompt.len() - 1
+        } else {
+            0
+        };
+        let of_prompt = self.logprobs.drain(..scored.min(self.logprobs.len()));
+        Some(Event::Text {
+            text,
+            thinking: false,
+            logprobs: first.into_iter().chain(of_prompt).collect(),
+        })
+    }
+
+    /// The log-probabilities of all tokens since the last call.
+    pub fn take_logprobs(&mut self) -> Vec<Logprob> {
+        std::mem::take(&mut self.logprobs)
     }
 
     /// Takes the chosen token in: its text (`bytes`; `None` for a token that ends a generation) goes to `pieces`, and the sequence

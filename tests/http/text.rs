@@ -95,10 +95,7 @@ async fn the_models_family_gives_the_defaults() {
     assert_eq!(request.max_tokens, Some(1024));
     assert_eq!(
         request.prompt,
-        Prompt::Messages(vec![Message {
-            role: Role::User,
-            content: "hi".into()
-        }])
+        Prompt::Messages(vec![Message::new(Role::User, "hi")])
     );
     let sampling = request.sampling;
     assert_eq!(

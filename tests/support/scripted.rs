@@ -14,7 +14,7 @@ use pocket_llm::engine::{
     Sampling, Token, WorkerConfig,
 };
 use pocket_llm::worker::decoder::{
-    Backend, Decoder, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
+    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -307,6 +307,22 @@ impl Decoder for ScriptedDecoder {
         }
     }
 
+    /// Each token's embedding is its id, its position, and 1.
+    fn embed(
+        &mut self,
+        tokens: &[Token],
+        position: Position,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EmbedError> {
+        let number = |number: u32| f32::from(u16::try_from(number).unwrap());
+        for (position, token) in (position..).zip(tokens) {
+            each(&[number(token.0), number(position), 1.0]);
+        }
+        Ok(())
+    }
+
+    fn end_embedding(&mut self) {}
+
     fn truncate(&mut self, seq: SeqId, to: Position) {
         self.script.state.lock().unwrap().cuts.push((seq, to));
         self.held.entry(seq).or_default().truncate(to as usize);
@@ -341,6 +357,7 @@ impl Backend for ScriptedBackend {
             trained_context: context_per_sequence,
             context_per_sequence,
             sequences: config.parallel,
+            embedding_width: 3,
             ..ModelInfo::default()
         };
         serve(Loaded {
@@ -388,17 +405,11 @@ pub(crate) async fn engine(script: &Arc<Script>, parallel: u32, queue: u32) -> E
 /// A greedy request that continues the text.
 pub(crate) fn request(text: &str) -> Request {
     Request {
-        client: "test".into(),
-        prompt: Prompt::Text(text.into()),
         sampling: Sampling {
             seed: 7,
             ..Sampling::GREEDY
         },
-        stop: Vec::new(),
-        max_tokens: None,
-        ignore_eos: false,
-        cache_prompt: true,
-        deadline_ms: None,
+        ..Request::new("test", Prompt::Text(text.into()))
     }
 }
 

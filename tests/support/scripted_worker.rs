@@ -6,7 +6,7 @@
 use super::within;
 use pocket_llm::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use pocket_llm::engine::{
-    Event, FinishReason, Launch, ModelInfo, Outcome, Prompt, Request, Usage, WorkerStats,
+    Event, FinishReason, Launch, ModelInfo, Outcome, Prompt, Request, Usage, Work, WorkerStats,
 };
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -72,7 +72,10 @@ impl ScriptedWorker {
     /// The next request that the worker gets.
     pub(crate) async fn next_request(&self) -> (RequestId, Request) {
         match self.next_frame().await {
-            ToWorker::Submit { id, request } => (id, *request),
+            ToWorker::Submit {
+                id,
+                work: Work::Generate(request),
+            } => (id, *request),
             other => panic!("no request but {other:?}"),
         }
     }
@@ -135,7 +138,10 @@ impl Shared {
                 ToWorker::Load { .. } if self.load == LoadScript::AtOnce => {
                     Some(Order::Send(FromWorker::Loaded(Box::new(info()))))
                 }
-                ToWorker::Submit { id, request } => script(request).map(|events| step(*id, events)),
+                ToWorker::Submit {
+                    id,
+                    work: Work::Generate(request),
+                } => script(request).map(|events| step(*id, events)),
                 _ => None,
             };
             if !matches!(frame, ToWorker::Load { .. }) {
@@ -217,6 +223,7 @@ pub(crate) fn text(text: &str) -> Event {
     Event::Text {
         text: text.into(),
         thinking: false,
+        logprobs: Vec::new(),
     }
 }
 
@@ -224,6 +231,7 @@ fn thought(text: &str) -> Event {
     Event::Text {
         text: text.into(),
         thinking: true,
+        logprobs: Vec::new(),
     }
 }
 
@@ -261,5 +269,6 @@ fn info() -> ModelInfo {
         cpu_variant: Some("armv8.6_0".into()),
         buffers: vec![("KV".into(), 1024)],
         load_ms: 12.5,
+        ..ModelInfo::default()
     }
 }

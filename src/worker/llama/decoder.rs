@@ -1,7 +1,9 @@
 //! Steps and KV cells. Keeps its own book of positions, because llama.cpp accepts some wrong ones and aborts on others.
 
+use super::embedder::Embedder;
 use crate::engine::ModelInfo;
-use crate::worker::decoder::{Decoder, Position, Row, SeqId, StepError};
+use crate::engine::Token;
+use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StepError};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
@@ -10,6 +12,7 @@ use std::ops::RangeInclusive;
 
 pub(super) struct LlamaDecoder<'m> {
     context: LlamaContext<'m>,
+    embedder: Embedder<'m>,
     batch: LlamaBatch<'static>,
     /// Tokens that each sequence holds.
     held: Vec<Position>,
@@ -26,12 +29,14 @@ impl<'m> LlamaDecoder<'m> {
     pub(super) fn new(
         model: &LlamaModel,
         context: LlamaContext<'m>,
+        embedder: Embedder<'m>,
         info: &ModelInfo,
         batch: u32,
     ) -> Self {
         let window = model.meta_val_str(&format!("{}.attention.sliding_window", info.architecture));
         Self {
             context,
+            embedder,
             batch: LlamaBatch::new(batch as usize, 1),
             held: vec![0; info.sequences as usize],
             context_per_sequence: info.context_per_sequence,
@@ -143,6 +148,19 @@ impl Decoder for LlamaDecoder<'_> {
             tracing::error!(%error, ?seq, to, "a sequence could not be cut");
         }
         *held = to;
+    }
+
+    fn embed(
+        &mut self,
+        tokens: &[Token],
+        position: Position,
+        each: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EmbedError> {
+        self.embedder.embed(tokens, position, each)
+    }
+
+    fn end_embedding(&mut self) {
+        self.embedder.rest();
     }
 
     fn clear(&mut self, seq: SeqId) {

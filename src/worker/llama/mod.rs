@@ -7,16 +7,18 @@
 #[cfg(feature = "dynamic")]
 mod backends;
 mod decoder;
+mod embedder;
 mod log;
 mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
 use crate::device::memory::Free;
-use crate::engine::{ModelInfo, WorkerConfig};
+use crate::engine::{ModelInfo, Pooling, WorkerConfig};
 use crate::models::gguf::Gguf;
 use crate::models::memory::{Asked, Bytes, Kernels, Needs, Plan, plan};
 use decoder::LlamaDecoder;
+use embedder::Embedder;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
@@ -59,7 +61,8 @@ impl Backend for Llama {
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
         compare(&plan.needs);
         let info = describe(&header, &model, &plan, context.n_ctx());
-        let mut decoder = LlamaDecoder::new(&model, context, &info, plan.batch_size);
+        let embedder = Embedder::new(backend, &model, &header, config, &info);
+        let mut decoder = LlamaDecoder::new(&model, context, embedder, &info, plan.batch_size);
         serve(Loaded {
             info,
             vocab,
@@ -142,6 +145,16 @@ fn context_params(plan: &Plan, config: &WorkerConfig) -> Result<LlamaContextPara
         .with_swa_full(false))
 }
 
+/// How the file says that embeddings are pooled; the numbers are llama.cpp's `llama_pooling_type`.
+fn pooling(model: &LlamaModel, architecture: &str) -> Pooling {
+    let key = format!("{architecture}.pooling_type");
+    match model.meta_val_str(&key).as_deref() {
+        Ok("1") => Pooling::Mean,
+        Ok("2") => Pooling::Cls,
+        _ => Pooling::Last,
+    }
+}
+
 /// Tells when the plan was wrong: the next model might not be refused although it does not fit.
 fn compare(needs: &Needs) {
     let buffers = log::buffers();
@@ -172,6 +185,8 @@ fn describe(header: &Gguf, model: &LlamaModel, plan: &Plan, padded: u32) -> Mode
         kernels: log::kernels(),
         cpu_variant: cpu_variant().ok().flatten(),
         buffers: log::buffers(),
+        embedding_width: u32::try_from(model.n_embd()).unwrap_or(0),
+        pooling: pooling(model, &info.architecture),
         ..info
     }
 }

@@ -14,7 +14,7 @@ mod jinja;
 mod json;
 mod strftime;
 
-use crate::engine::{Message, Prompt, Role, Token};
+use crate::engine::{Message, Prompt, Role, Token, Tools};
 use crate::worker::decoder::Vocab;
 use crate::worker::text::Think;
 use control::ControlTexts;
@@ -150,7 +150,12 @@ impl Template {
     /// message right behind half a control text. So the chat is rendered a second time with marks wherever a control text
     /// could begin or end in a message; as long as both have the same control texts, all of them are the template's. If
     /// they do not, the second rendering is the safe one, though the template may have seen its messages less clearly.
-    pub fn render(&self, messages: &[Message]) -> Result<Rendered, PromptError> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Tools>,
+    ) -> Result<Rendered, PromptError> {
+        let _ = tools;
         if messages.is_empty() {
             return Err(PromptError::Empty);
         }
@@ -191,6 +196,7 @@ impl Template {
         &self,
         vocab: &dyn Vocab,
         prompt: &Prompt,
+        tools: Option<&Tools>,
         limit: u32,
     ) -> Result<Prepared, PromptError> {
         let prepared = match prompt {
@@ -203,7 +209,7 @@ impl Template {
                     messages.iter().map(|message| message.content.len()).sum(),
                     limit,
                 )?;
-                let rendered = self.render(messages)?;
+                let rendered = self.render(messages, tools)?;
                 Prepared {
                     tokens: self.tokenize(vocab, &rendered, limit)?,
                     thinking: rendered.thinking,
@@ -220,6 +226,11 @@ impl Template {
                     extra_stops: Vec::new(),
                 }
             }
+            Prompt::Tokens(tokens) => Prepared {
+                tokens: tokens.clone(),
+                thinking: Think::Off,
+                extra_stops: Vec::new(),
+            },
         };
         if prepared.tokens.is_empty() {
             return Err(PromptError::Empty);
@@ -278,10 +289,7 @@ impl From<Failure> for PromptError {
 fn compile(source: &str, vocab: &dyn Vocab) -> Result<Jinja, String> {
     let jinja = Jinja::compile(source, vocab.bos(), vocab.eos())
         .map_err(|error| format!("the model's chat template does not compile: {error}"))?;
-    let probe = Message {
-        role: Role::User,
-        content: PROBE.into(),
-    };
+    let probe = Message::new(Role::User, PROBE);
     match jinja.render(&[probe]) {
         Ok(text) if text.contains(PROBE) => Ok(jinja),
         Ok(_) => Err("the model's chat template leaves a message's text out".into()),
@@ -295,7 +303,7 @@ fn compile(source: &str, vocab: &dyn Vocab) -> Result<Jinja, String> {
 
 /// The begin-of-sequence token by its id, if the model wants it. Asking for special tokens around the text itself would
 /// also end it, in a vocabulary that adds an end-of-sequence token.
-fn opening(vocab: &dyn Vocab) -> Vec<Token> {
+pub(super) fn opening(vocab: &dyn Vocab) -> Vec<Token> {
     let mut tokens = if vocab.adds_bos() {
         vocab.tokenize("", true, false)
     } else {
@@ -317,8 +325,8 @@ fn edit(messages: &[Message], change: impl Fn(&str) -> String) -> Vec<Message> {
     messages
         .iter()
         .map(|message| Message {
-            role: message.role,
             content: change(&message.content),
+            ..message.clone()
         })
         .collect()
 }

@@ -362,6 +362,7 @@ fn any_sampling() -> impl Strategy<Value = Sampling> {
                 repeat_last_n,
                 frequency_penalty: penalties.1,
                 presence_penalty: penalties.2,
+                logit_bias: Vec::new(),
                 seed,
             },
         )
@@ -407,6 +408,7 @@ proptest! {
         let (top_k, repeat_last_n, seed, position) = numbers;
         let sampling = Sampling {
             temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, frequency_penalty, presence_penalty, seed,
+            logit_bias: Vec::new(),
         };
         let mut sampler = Sampler::new(&sampling, &prompt);
         for token in prompt.iter().rev() {

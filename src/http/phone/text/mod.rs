@@ -164,8 +164,11 @@ async fn collect(mut generation: Tracked) -> Result<(Answer, Outcome), ApiError>
     let mut answer = Answer::default();
     while let Some(event) = generation.next().await {
         match event {
-            Event::Accepted { .. } | Event::Started { .. } => {}
-            Event::Text { text, thinking } => answer.push(&text, thinking),
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::ToolCall { .. }
+            | Event::Answered(_) => {}
+            Event::Text { text, thinking, .. } => answer.push(&text, thinking),
             Event::Finished(outcome) => return Ok((answer, outcome)),
             Event::Failed(error) => return Err(ApiError::from(&error)),
         }

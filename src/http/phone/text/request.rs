@@ -87,10 +87,7 @@ impl TextRequest {
     /// A short answer to one prompt.
     pub(super) fn test(prompt: String, max_tokens: u32) -> Self {
         Self {
-            messages: vec![Message {
-                role: Role::User,
-                content: prompt,
-            }],
+            messages: vec![Message::new(Role::User, prompt)],
             max_tokens,
             cache_prompt: true,
             ..Self::default()
@@ -100,8 +97,6 @@ impl TextRequest {
     /// The engine's request, with the model's values where none was asked for.
     pub(super) fn into_engine(self, model: &SamplingDefaults, client: &str) -> Request {
         Request {
-            client: client.into(),
-            prompt: Prompt::Messages(self.messages),
             sampling: Sampling {
                 temperature: self.temperature.unwrap_or(model.temperature),
                 top_k: self.top_k.unwrap_or(model.top_k),
@@ -111,6 +106,7 @@ impl TextRequest {
                 repeat_last_n: self.repeat_last_n.unwrap_or(DEFAULT_REPEAT_LAST_N),
                 frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                 presence_penalty: self.presence_penalty.unwrap_or(0.0),
+                logit_bias: Vec::new(),
                 seed: self.seed.unwrap_or_else(Sampling::random_seed),
             },
             stop: self.stop,
@@ -118,6 +114,7 @@ impl TextRequest {
             ignore_eos: self.ignore_eos,
             cache_prompt: self.cache_prompt,
             deadline_ms: self.deadline_ms,
+            ..Request::new(client, Prompt::Messages(self.messages))
         }
     }
 }
@@ -163,7 +160,7 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
             "give either `system` or a system message, not both",
         ));
     }
-    let says = |role| move |content| Message { role, content };
+    let says = |role| move |content: String| Message::new(role, content);
     let system = system.map(says(Role::System));
     let latest = text.or(prompt).map(says(Role::User));
     let chat: Vec<Message> = system.into_iter().chain(turns).chain(latest).collect();
@@ -194,7 +191,7 @@ fn turn(value: Value) -> Result<Message, ApiError> {
     };
     let content = fields.string("content")?;
     let content = content.ok_or_else(|| ApiError::bad_request("`content` is missing"))?;
-    Ok(Message { role, content })
+    Ok(Message::new(role, content))
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {

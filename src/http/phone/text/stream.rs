@@ -119,8 +119,11 @@ struct Writer {
 impl Writer {
     fn write(&mut self, event: Event, generation: &Tracked) {
         match event {
-            Event::Accepted { .. } | Event::Started { .. } => {}
-            Event::Text { text, thinking } => {
+            Event::Accepted { .. }
+            | Event::Started { .. }
+            | Event::ToolCall { .. }
+            | Event::Answered(_) => {}
+            Event::Text { text, thinking, .. } => {
                 self.answer.push(&text, thinking);
                 match self.format {
                     // Reasoning is no part of the answer, and bare text can't mark it.
