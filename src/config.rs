@@ -1,7 +1,7 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
-use crate::http::ApiKey;
+use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
@@ -205,6 +205,30 @@ pub struct ServeArgs {
     )]
     pub api_key: Vec<ApiKey>,
 
+    /// File with further keys, one per line; it is read again when it changes. A line that begins with # is a comment
+    #[arg(long, env = "POCKET_LLM_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Origin of web pages that may use this server, such as `http://localhost:3000`; `*` lets every page in. Without it pages
+    /// of other sites get 403. Programs that are no browsers need no permission
+    #[arg(
+        long = "cors-origin",
+        env = "POCKET_LLM_CORS_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_origins: Vec<String>,
+
+    /// Further name under which clients may reach this server over loopback, such as one of a reverse proxy on this
+    /// machine. Without it only localhost, 127.0.0.1 and `[::1]` are answered there
+    #[arg(
+        long = "allowed-host",
+        env = "POCKET_LLM_ALLOWED_HOST",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub allowed_hosts: Vec<String>,
+
     /// Largest request body in bytes; a larger one gets 413
     #[arg(long, env = "POCKET_LLM_BODY_LIMIT", default_value_t = 8 << 20, value_name = "BYTES")]
     pub body_limit: usize,
@@ -297,6 +321,12 @@ pub struct Config {
     pub allow_delete: bool,
     /// Keys of which clients must send one; empty for none.
     pub api_keys: Vec<ApiKey>,
+    /// File with further keys.
+    pub api_key_file: Option<PathBuf>,
+    /// Web pages that may use this server.
+    pub origins: Origins,
+    /// Names under which it may be called over loopback, besides those of loopback.
+    pub hosts: Vec<String>,
     /// Largest body in bytes.
     pub body_limit: usize,
     /// Open connections at most.
@@ -356,6 +386,10 @@ impl ServeArgs {
             allow_install: self.allow_install,
             allow_delete: self.allow_delete,
             api_keys: self.api_key,
+            api_key_file: self.api_key_file,
+            origins: Origins::new(&named(self.cors_origins))
+                .map_err(|error| ConfigError(format!("--cors-origin: {error}")))?,
+            hosts: named(self.allowed_hosts),
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
             keep_alive: seconds(
@@ -368,6 +402,12 @@ impl ServeArgs {
             grace: seconds("--grace", self.grace, 0.0, 86_400.0)?,
         })
     }
+}
+
+/// An empty variable of the environment is one that is not set.
+fn named(names: Vec<String>) -> Vec<String> {
+    let names = names.into_iter().map(|name| name.trim().to_owned());
+    names.filter(|name| !name.is_empty()).collect()
 }
 
 impl EngineArgs {

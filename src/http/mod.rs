@@ -13,7 +13,9 @@ mod endpoints;
 mod error;
 mod exporter;
 mod fields;
+mod foreign;
 mod json;
+mod keys;
 mod lifecycle;
 mod negotiate;
 mod phone;
@@ -23,7 +25,8 @@ mod timings;
 mod tracked;
 
 pub use app::{App, HttpSettings, Parts};
-pub use auth::ApiKey;
+pub use foreign::Origins;
+pub use keys::{ApiKey, KeyFileError, Keys};
 pub use lifecycle::Lifecycle;
 pub use listen::Peer;
 
@@ -33,7 +36,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 
-/// All endpoints, behind the key check.
+/// All endpoints, behind the key check, behind the check for other sites' pages.
 pub fn router(app: App) -> Router {
     endpoints::ENDPOINTS
         .iter()
@@ -43,6 +46,7 @@ pub fn router(app: App) -> Router {
         .fallback(endpoints::not_found)
         .method_not_allowed_fallback(endpoints::wrong_method)
         .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn_with_state(app.clone(), foreign::check))
         .layer(from_fn_with_state(app.clone(), common_headers))
         .with_state(app)
 }
