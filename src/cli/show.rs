@@ -35,7 +35,7 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
-    let gguf = Gguf::read(&args.store.open()?.find(&args.model)?.path)?;
+    let gguf = Gguf::read(&args.store.look()?.find(&args.model)?.path)?;
     let report = Report::of(&gguf);
     let text = if args.json {
         format!("{:#}\n", report.json())
