@@ -505,7 +505,7 @@ fn within<N: PartialOrd + Copy + std::fmt::Display>(
 /// Seconds up to 10^9, or -1 for never.
 fn idle_seconds(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
-        Ok(never) if never == -1.0 => Ok(never),
+        Ok(seconds) if seconds.total_cmp(&-1.0).is_eq() => Ok(seconds),
         Ok(seconds) if (0.0..=1e9).contains(&seconds) => Ok(seconds),
         _ => Err("give seconds from 0 to 1000000000, or -1 for never".into()),
     }

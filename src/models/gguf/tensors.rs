@@ -15,7 +15,7 @@ use std::io::{Read, Seek};
 /// More tensors are refused; models have 100 to 2,000.
 pub(super) const MOST_TENSORS: u64 = 65_536;
 /// `GGML_MAX_NAME`, of which one byte is for the end.
-const LONGEST_NAME: u64 = 63;
+const LONGEST_NAME: usize = 63;
 /// The shortest entry: a name of one letter, one dimension.
 pub(super) const LEAST_ENTRY: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 
@@ -88,13 +88,13 @@ pub(super) fn pass<R: Read + Seek>(
     kept: &mut Kept,
 ) -> Result<u64, Fault> {
     let nameless = || Fault::BadName(format!("tensor {index}"));
-    let length = source.u64()?;
+    let length = usize::try_from(source.u64()?).map_err(|_| nameless())?;
+    let mut buffer = [0; LONGEST_NAME];
     if length == 0 || length > LONGEST_NAME {
         return Err(nameless());
     }
-    let mut buffer = [0; LONGEST_NAME as usize];
-    let name = source.next(usize::try_from(length).map_err(|_| nameless())?)?;
-    let buffer = &mut buffer[..name.len()];
+    let name = source.next(length)?;
+    let buffer = &mut buffer[..length];
     buffer.copy_from_slice(name);
     let name = str::from_utf8(buffer).map_err(|_| nameless())?;
     let shape = Shape::read(name, source)?;
