@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::Cursor;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -54,9 +54,31 @@ fn read(bytes: &[u8], told: u64) {
         "{most} bytes allocated for a file of {}",
         bytes.len()
     );
+    let drop_by_drop = Drops(Cursor::new(bytes));
+    let again = Gguf::parse(drop_by_drop, told, Path::new("fuzz.gguf"));
+    assert_eq!(
+        gguf.as_ref().err().map(ToString::to_string),
+        again.err().map(|error| error.to_string())
+    );
     match gguf {
         Ok(gguf) => use_it(&gguf, told),
         Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Gives a few bytes at a time, so that everything lies across the end of what was read.
+struct Drops<'a>(Cursor<&'a [u8]>);
+
+impl Read for Drops<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = buffer.len().min(29);
+        self.0.read(&mut buffer[..length])
+    }
+}
+
+impl Seek for Drops<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
     }
 }
 
