@@ -89,11 +89,13 @@ impl Gguf {
         let mut source = Source::new(reader, 0, file_bytes);
         let mut counted = Kept::counting();
         let walk = Self::walk(&mut source, &mut counted)?;
-        let data = tensors::place(source.at(), walk.data(), walk.alignment(), file_bytes)?;
+        walk.place(source.at(), file_bytes)?;
         let (pairs, tensors) = walk.counts();
         let mut kept = Kept::with_room(&counted, pairs, tensors);
         source.rewind()?;
-        Self::walk(&mut source, &mut kept)?;
+        // Checked again, because somebody may write to the file.
+        let walk = Self::walk(&mut source, &mut kept)?;
+        let data = walk.place(source.at(), file_bytes)?;
         kept.sort()?;
         Ok(Self {
             path: path.to_owned(),

@@ -175,20 +175,3 @@ fn bytes(dims: [u64; 4], kind: TensorType) -> Result<u64, TensorFault> {
     }
     kind.bytes_of(elements).ok_or(TensorFault::Elements)
 }
-
-/// Where the data begins in the file, when the file reaches as far as the tensors do.
-pub(super) fn place(
-    header_bytes: u64,
-    data: u64,
-    alignment: u64,
-    file_bytes: u64,
-) -> Result<u64, Fault> {
-    let start = header_bytes
-        .checked_next_multiple_of(alignment)
-        .ok_or(Fault::Truncated)?;
-    let end = start.checked_add(data).ok_or(Fault::Truncated)?;
-    match end.checked_sub(file_bytes) {
-        Some(missing @ 1..) => Err(Fault::Short(missing)),
-        _ => Ok(start),
-    }
-}

@@ -104,14 +104,16 @@ impl Walk {
         (self.pairs, self.tensors)
     }
 
-    /// Multiples of this are where tensors begin.
-    pub(super) fn alignment(&self) -> u64 {
-        self.alignment
-    }
-
-    /// Bytes of the data that the tensors passed so far need.
-    pub(super) fn data(&self) -> u64 {
-        self.data
+    /// Where the data begins behind a header of so many bytes, when the file reaches as far as the tensors do.
+    pub(super) fn place(&self, header_bytes: u64, file_bytes: u64) -> Result<u64, Fault> {
+        let start = header_bytes
+            .checked_next_multiple_of(self.alignment)
+            .ok_or(Fault::Truncated)?;
+        let end = start.checked_add(self.data).ok_or(Fault::Truncated)?;
+        match end.checked_sub(file_bytes) {
+            Some(missing @ 1..) => Err(Fault::Short(missing)),
+            _ => Ok(start),
+        }
     }
 
     /// Goes on to the next pair, part of a long array, or tensor, and keeps it; `false` at the end.
