@@ -8,7 +8,7 @@ use crate::models::store::{StoreError, default_root};
 use crate::models::{Catalogue, Collection, CollectionError, Store};
 use crate::pool::PoolSettings;
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,34 +27,56 @@ const MOST_MODELS: u32 = 64;
 pub struct StoreArgs {
     /// Folder of the models [default: pocket-llm/models in the user's data folder, such as
     /// ~/.local/share/pocket-llm/models]
-    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
+    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR", value_parser = maybe_empty())]
     pub models: Option<PathBuf>,
 
     /// Folder with further model descriptions (*.toml like those in models/); one with the name of a built-in model replaces
     /// it
-    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
+    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR", value_parser = maybe_empty())]
     pub catalogue: Option<PathBuf>,
 }
 
 impl StoreArgs {
-    /// Opens what they name; without the usual folder of models, models are files.
+    /// Opens what they name, and creates the folder of models; without the usual one, models are files.
     pub fn open(&self) -> Result<Collection, CollectionError> {
-        let models = self.models.as_deref().map(absolute);
-        Collection::open(models.as_deref(), self.catalogue.as_deref())
+        let models = named(self.models.as_deref()).map(absolute);
+        Collection::open(models.as_deref(), named(self.catalogue.as_deref()))
+    }
+
+    /// Opens what they name as it is, for who only reads.
+    pub fn look(&self) -> Result<Collection, CollectionError> {
+        let models = named(self.models.as_deref()).map(absolute);
+        Collection::look(models.as_deref(), named(self.catalogue.as_deref()))
     }
 
     /// The known models.
     pub fn catalogue(&self) -> Result<Catalogue, CatalogueError> {
-        Catalogue::load(self.catalogue.as_deref())
+        Catalogue::load(named(self.catalogue.as_deref()))
     }
 
-    /// The models on disk.
+    /// The folder of models, which is created if it is not there.
     pub fn store(&self) -> Result<Store, StoreError> {
-        match &self.models {
-            Some(root) => Store::open(&absolute(root)),
-            None => Store::open(&default_root()?),
-        }
+        Store::open(&self.root()?)
     }
+
+    /// The folder of models as it is, for who only reads or removes.
+    pub fn store_as_it_is(&self) -> Result<Store, StoreError> {
+        Store::look(&self.root()?)
+    }
+
+    fn root(&self) -> Result<PathBuf, StoreError> {
+        named(self.models.as_deref()).map_or_else(default_root, |root| Ok(absolute(root)))
+    }
+}
+
+/// A path that may be empty, as variables are that somebody unset by hand.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// An empty path names nothing.
+fn named(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 /// How a model is run; the same for `serve` and `run`.
@@ -141,6 +163,7 @@ pub struct ServeArgs {
         env = "POCKET_LLM_SLEEP_IDLE_SECONDS",
         default_value_t = -1.0,
         allow_negative_numbers = true,
+        value_parser = idle_seconds,
         value_name = "S"
     )]
     pub sleep_idle_seconds: f64,
@@ -517,6 +540,15 @@ fn within<N: PartialOrd + Copy + std::fmt::Display>(
         )));
     }
     Ok(())
+}
+
+/// Seconds up to 10^9, or -1 for never.
+fn idle_seconds(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(seconds) if seconds.total_cmp(&-1.0).is_eq() => Ok(seconds),
+        Ok(seconds) if (0.0..=1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds from 0 to 1000000000, or -1 for never".into()),
+    }
 }
 
 fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {

@@ -37,7 +37,7 @@ pub(super) struct VerifyArgs {
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let catalogue = args.models.catalogue()?;
     // A file by its path can be verified without one.
-    let store = args.models.store().map_err(anyhow::Error::from);
+    let store = args.models.store_as_it_is().map_err(anyhow::Error::from);
     let mut code = ExitCode::SUCCESS;
     for text in &args.which {
         let checked = Subject::of(text, &catalogue, &store)
@@ -315,7 +315,7 @@ fn digest(path: &Path, name: &str) -> Result<Digest> {
     };
     let bar = ProgressBar::with_draw_target(None, target);
     if let Ok(style) = ProgressStyle::with_template(
-        "  sha256     {bytes}/{total_bytes} {wide_bar} {bytes_per_sec}",
+        "  sha256     {binary_bytes}/{binary_total_bytes} {wide_bar} {binary_bytes_per_sec}",
     ) {
         bar.set_style(style);
     }

@@ -234,10 +234,21 @@ fn reap(
     child.wait()
 }
 
-/// Hands a worker's line on to our log, at its own level where it is a line of its log.
-fn relay(pid: u32, line: &str) {
-    let text = line.escape_debug();
-    if let Some("ERROR" | "WARN") = line.split_whitespace().next() {
+/// A worker's line without the level that its log put before it, and whether that is one that everybody should see: the line gets
+/// a level of our log, and two are one too many.
+fn level(line: &str) -> (bool, &str) {
+    let line = line.trim_start();
+    match line.split_once(' ') {
+        Some(("ERROR" | "WARN", text)) => (true, text.trim_start()),
+        Some(("INFO" | "DEBUG" | "TRACE", text)) => (false, text.trim_start()),
+        _ => (false, line),
+    }
+}
+
+/// Hands a worker's line on to our log.
+fn relay(pid: u32, urgent: bool, text: &str) {
+    let text = text.escape_debug();
+    if urgent {
         tracing::warn!(worker = pid, "{text}");
     } else {
         tracing::debug!(worker = pid, "{text}");
@@ -260,7 +271,8 @@ fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = String::from_utf8_lossy(&line);
+        let (urgent, text) = level(text.trim_end());
         if text.is_empty() {
             continue;
         }
@@ -272,14 +284,32 @@ fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
         }
         if in_window < LINES_PER_SECOND {
             in_window += 1;
-            relay(pid, &text);
+            relay(pid, urgent, text);
         } else {
             suppressed += 1;
         }
         if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
-        tail.push_back(text);
+        tail.push_back(text.to_owned());
     }
     tail.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_one_level() {
+        for (line, expected) in [
+            ("ERROR llama: no", (true, "llama: no")),
+            (" WARN slow", (true, "slow")),
+            (" INFO memory needs=1", (false, "memory needs=1")),
+            ("INFORMAL", (false, "INFORMAL")),
+            ("terminate called", (false, "terminate called")),
+        ] {
+            assert_eq!(level(line), expected);
+        }
+    }
 }

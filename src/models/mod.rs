@@ -23,7 +23,7 @@ pub use collection::{Collection, CollectionError, FindError};
 pub use digest::{Digest, verify};
 pub use facts::{Facts, Model, SamplingDefaults};
 pub use families::Family;
-pub use library::{Library, Listed, NoModel};
+pub use library::{Library, Listed, NoModel, SharedName};
 pub use reference::{HubFile, ModelName, ModelRef};
 pub use store::Store;
 
