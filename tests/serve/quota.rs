@@ -57,6 +57,6 @@ async fn a_cpu_quota_limits_the_threads() {
         .args([env!("CARGO_BIN_EXE_pocket-llm"), "serve", "--threads", "2"]);
     let finished = Program::spawn(command, |_| {}).finished().await;
     assert_ne!(finished.status.code(), Some(0));
-    let told = "pocket-llm: --threads 2 is out of range: 1 to 1\n";
+    let told = "pocket-llm: --threads 2 can't be used: give 1 to 1\n";
     assert_eq!(finished.stderr, told);
 }
