@@ -85,6 +85,7 @@ def main() -> int:
             expected = answers_of(args.reference, args.model)
             for cpu in args.cpu or CPUS:
                 check_cpu(cpu, copy, args.model, expected)
+            check_verify(copy / "pocket-llm", args.model)
             check_without_kernels(copy, args.package, args.model)
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
@@ -337,6 +338,15 @@ def check_stream_and_drain(program: Program, expected: dict[str, tuple[int, str]
     check("".join(event["token"] for event in events[:-1]) == expected[question][1], f"{events}")
     check(program.ended() == 0, f"it ended with {program.process.returncode}: {program.said()}")
     check(not Path(f"/proc/{worker}").exists(), "its worker is still there")
+
+
+def check_verify(binary: Path, model: Path) -> None:
+    """The package compares no vocabularies, and says so; all else of a file is verified."""
+    run = subprocess.run([*emulated("cortex-a76", binary), "verify", model, "--tokenizer", "/dev/null"], capture_output=True, text=True,
+                         timeout=START_SECONDS, env=surroundings())
+    check("  sha256  " in run.stdout and run.returncode == 1, f"verify ended with {run.returncode}: {run.stdout}{run.stderr}")
+    check(run.stderr.count("\n") == 1 and "this build can't compare with a tokenizer.json" in run.stderr, f"verify says: {run.stderr}")
+    print(f"verify: {run.stderr.strip()}")
 
 
 def check_without_kernels(package: Path, other: Path, model: Path) -> None:

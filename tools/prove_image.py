@@ -121,9 +121,11 @@ def first_stage(instructions: list[tuple[str, str]], root: Path) -> None:
 
 
 def copy(words: list[str], into: Path) -> None:
-    """From the build's context, in which .dockerignore has no part here: what is not in git is not copied."""
+    """From the build's context: what is in git, and let in by .dockerignore."""
     *sources, target = words
+    admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for source in sources:
+        check([path for path in admitted if Path(source).is_relative_to(path)], f"COPY {source}: .dockerignore keeps it out")
         tracked = subprocess.run(["git", "ls-files", "-z", source], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         names = [name for name in tracked.split("\0") if name]
         check(names, f"COPY {source}: git has no such file")
