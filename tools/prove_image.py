@@ -3,8 +3,8 @@
 
     prove_image.py --model GGUF [--image FOLDER]
 
-The first stage's instructions are read from the Dockerfile and run by chroot in a root that debootstrap makes, with the toolchain of this
-machine where the base image has its own. What the second stage copies is put together in a folder, which then is a container's root as
+The first stage's instructions are read from the Dockerfile and run by chroot in a root that debootstrap makes, with rustup's toolchain
+where the base image has it. What the second stage copies is put together in a folder, which then is a container's root as
 Kubernetes would have it: read-only, as the image's user without capabilities, as process 1, with a store that an init container with CHOWN
 alone has prepared. --image takes such a folder from an earlier run (with --keep) instead of building anew.
 
@@ -33,7 +33,9 @@ MOST_BYTES = 120_000_000
 # What Dockerfile.arm64 expects of `rust:VERSION-bookworm`, from where Debian and rustup have it.
 PACKAGES = "ca-certificates,gcc,libc6-dev"
 BASE = {"PATH": "/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
-        "RUSTUP_HOME": "/usr/local/rustup", "CARGO_HOME": "/usr/local/cargo", "DEBIAN_FRONTEND": "noninteractive"}
+        "RUSTUP_HOME": "/usr/local/rustup", "CARGO_HOME": "/usr/local/cargo", "DEBIAN_FRONTEND": "noninteractive",
+        # What this machine trusts, for its own mirrors and proxies; not a part of the image.
+        "SSL_CERT_FILE": "/certificates", "CARGO_HTTP_CAINFO": "/certificates"}
 EMULATOR = "/qemu"
 CPU = "max,sve=off"
 PORT = 18005
@@ -74,18 +76,21 @@ def stages(text: str) -> list[list[tuple[str, str]]]:
 
 def bare_debian(root: Path, rust: str) -> None:
     run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", root, quiet=True)
-    rustup = Path(os.environ.get("RUSTUP_HOME") or Path.home() / ".rustup")
     cargo = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
-    (name,) = [path.name for path in (rustup / "toolchains").glob(f"{rust}-*")]
-    (root / "usr/local/rustup/toolchains").mkdir(parents=True)
-    run("cp", "-a", "--reflink=auto", rustup / "toolchains" / name, root / "usr/local/rustup/toolchains")
-    (root / "usr/local/rustup/settings.toml").write_text(f'version = "12"\ndefault_toolchain = "{name}"\n')
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "certificates")
     (root / "usr/local/cargo/bin").mkdir(parents=True)
     for program in ("rustup", "cargo", "rustc"):
         shutil.copy(cargo / "bin" / program, root / "usr/local/cargo/bin")
+    with mounted(root):
+        for arguments in (["toolchain", "install", rust, "--profile", "minimal"], ["default", rust]):
+            run(*entered(root, Path("/")), "rustup", *arguments, quiet=True)
     # Sources of crates that are here already are not fetched again.
     run("cp", "-a", "--reflink=auto", cargo / "registry", root / "usr/local/cargo")
-    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+
+
+def entered(root: Path, folder: Path) -> list[object]:
+    return ["chroot", root, "/usr/bin/env", "-i", "--chdir", folder, *(f"{name}={value}" for name, value in BASE.items())]
 
 
 @contextlib.contextmanager
@@ -113,8 +118,7 @@ def first_stage(instructions: list[tuple[str, str]], root: Path) -> None:
         elif word == "RUN":
             began = time.monotonic()
             with mounted(root):
-                enter = ["chroot", root, "/usr/bin/env", "-i", "--chdir", folder, *(f"{k}={v}" for k, v in BASE.items())]
-                run("nice", "-n", "10", *enter, *shell, rest, quiet=True)
+                run("nice", "-n", "10", *entered(root, folder), *shell, rest, quiet=True)
             say(f"ran in {time.monotonic() - began:.0f} s: {' '.join(rest.split())[:90]}…")
         else:
             check(word == "FROM", f"{word} is not known here")
@@ -284,6 +288,10 @@ def main() -> int:
     parser.add_argument("--image", type=Path, help="the image's root from an earlier run")
     parser.add_argument("--keep", type=Path, help="where to leave the image's root")
     args = parser.parse_args()
+    missing = [program for program in ("debootstrap", "unshare", "qemu-aarch64-static") if not shutil.which(program)]
+    if missing or os.geteuid():
+        print(f"prove_image: this needs root and debootstrap, unshare, qemu-aarch64-static; missing: {missing}", file=sys.stderr)
+        return 1
     build, final = stages((ROOT / "Dockerfile.arm64").read_text())
     work = Path(tempfile.mkdtemp(prefix="pocket-llm-image-"))
     image = args.image or args.keep or work / "image"
