@@ -106,6 +106,12 @@ test-arm64: build arm64 ## Run that under qemu as phones of four kinds, and comp
 	$(PYTHON) tools/check_arm64.py --package $(ARM64_DIST) --build $(ARM64_TARGET)/release/build \
 	  --reference $(BINARY) --model "$$model" $(ARGS)
 
+.PHONY: image-prove
+image-prove: setup ## Run the steps of Dockerfile.arm64 in a bare Debian, and the image's files under qemu (root; 20 minutes)
+	@tools/arm64-setup.sh test
+	@model=$$($(GET) --path '$(SMALL_MODEL)'); \
+	$(PYTHON) tools/prove_image.py --model "$$model" $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what was built; the cache outside the clone stays
 	cargo clean

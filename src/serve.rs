@@ -1,6 +1,7 @@
 //! The composition root: listeners, engine, router, signals, and a drain with a deadline.
 
 use crate::config::Config;
+use crate::device::children;
 use crate::engine::EngineState;
 use crate::http::{self, App, HttpSettings, Keys, Lifecycle, Parts};
 use crate::metrics::Metrics;
@@ -25,6 +26,8 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Serves until a signal, then drains.
 pub async fn serve(config: Config) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
+    // Ends with the runtime.
+    tokio::spawn(adopt());
     let collection = config.store.open()?;
     let default = config.model.as_deref();
     let default = default.map(|name| collection.find(name)).transpose()?;
@@ -42,6 +45,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     let library = Library::new(collection, default, config.aliases.clone());
     let app = app(&config, keys, library, pool, &lifecycle)?;
     let settings = app.settings().clone();
+    introduce(&settings);
     let close_time = settings.close_time;
     for listener in &listeners {
         announce(listener)?;
@@ -93,6 +97,20 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn adopt() {
+    if let Err(error) = children::adopt().await {
+        tracing::warn!(%error, "processes that lose their parents will stay as zombies");
+    }
+}
+
+/// Says which pod this is, where that is known.
+fn introduce(settings: &HttpSettings) {
+    let (pod, node) = (&settings.pod_name, &settings.node_name);
+    if pod.is_some() || node.is_some() {
+        tracing::info!(pod, node, "this is a pod of Kubernetes");
+    }
 }
 
 /// Removes what broken-off downloads left long ago, beside everything else.

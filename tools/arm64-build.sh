@@ -19,7 +19,7 @@ export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO
 build() { # prints the folder in which llama.cpp was built
     # llama-cpp-sys-2 leaves links here that lead nowhere, and stumbles over them when it is built again.
     find "$target/aarch64-unknown-linux-gnu/release" -maxdepth 2 -xtype l -name 'lib*.so' -delete 2>/dev/null || true
-    tools/arm64-env.sh cargo build --release --features dynamic --message-format json-render-diagnostics "$@" |
+    tools/arm64-env.sh cargo build --release --no-default-features --features dynamic --message-format json-render-diagnostics "$@" |
         sed -n '/"build-script-executed"/ s/.*"package_id":"[^"]*#llama-cpp-sys-2@.*"out_dir":"\([^"]*\)".*/\1/p'
 }
 

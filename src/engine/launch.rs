@@ -4,6 +4,7 @@
 //! that lives as long as its engine. Standard error is drained at all times, because a full pipe would stop the worker
 //! inside C++; its last lines become the reason of a death.
 
+use crate::device::children;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -158,7 +159,7 @@ fn spawn_thread(serve: &Arc<dyn Fn(UnixStream) + Send + Sync>) -> io::Result<Lau
 
 fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
     let (front, worker) = UnixStream::pair()?;
-    let mut child = command(words, worker)?.spawn()?;
+    let (mut child, listed) = children::spawn(&mut command(words, worker)?)?;
     let stderr = child.stderr.take();
     let pid = child.id();
     let raw = i32::try_from(pid)
@@ -176,6 +177,7 @@ fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
         .spawn(move || {
             let last_lines = stderr.map(|stderr| drain(stderr, pid)).unwrap_or_default();
             let status = reap(child, raw, &alive);
+            drop(listed);
             let _ = tell.send(Ending {
                 signal: status.as_ref().ok().and_then(ExitStatus::signal),
                 code: status.ok().and_then(|status| status.code()),

@@ -9,6 +9,7 @@ pub mod download;
 pub mod gguf;
 pub mod memory;
 pub mod nasty;
+#[cfg(feature = "tokenizers")]
 pub mod parity;
 pub mod reference;
 pub mod store;
