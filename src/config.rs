@@ -410,9 +410,9 @@ impl ServeArgs {
             allow_delete: self.allow_delete,
             api_keys: self.api_key,
             api_key_file: self.api_key_file,
-            origins: Origins::new(&named(self.cors_origins))
+            origins: Origins::new(&said(self.cors_origins))
                 .map_err(|error| ConfigError(format!("--cors-origin: {error}")))?,
-            hosts: named(self.allowed_hosts),
+            hosts: said(self.allowed_hosts),
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
             keep_alive: seconds(
@@ -428,7 +428,7 @@ impl ServeArgs {
 }
 
 /// An empty variable of the environment is one that is not set.
-fn named(names: Vec<String>) -> Vec<String> {
+fn said(names: Vec<String>) -> Vec<String> {
     let names = names.into_iter().map(|name| name.trim().to_owned());
     names.filter(|name| !name.is_empty()).collect()
 }
