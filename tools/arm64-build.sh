@@ -14,6 +14,7 @@ readelf=aarch64-linux-gnu-readelf
 
 # For our own code, and in the environment, because only this build is sent over networks. llama.cpp does the work, and is not
 # touched. Without LTO its unused helpers would be asked for too, 5 MB.
+# Measured and not taken: "z" for the dependencies saves 0.2 MB of 11.5. Without the feature `tokenizers` it is 1.7 MB less.
 export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_OPT_LEVEL=s
 
 build() { # prints the folder in which llama.cpp was built
