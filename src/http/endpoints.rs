@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::error::{ApiError, Code};
-use super::{exporter, phone, probes};
+use super::{exporter, openai, phone, probes};
 use axum::extract::MatchedPath;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -64,6 +64,14 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         sample: Some(r#" -d '{"text":"Why is the sky blue?","maxTokens":200}'"#),
         exists: true,
         route: || post(phone::text::answer),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::chat::PATH,
+        description: "OpenAI: the model's turn in a chat, whole or with \"stream\": true as it is made",
+        sample: Some(r#" -d '{"messages":[{"role":"user","content":"Why is the sky blue?"}]}'"#),
+        exists: true,
+        route: || post(openai::chat::answer),
     },
     shows("/ai/models", "the models that can be asked", || get(phone::models::list)),
     Endpoint {

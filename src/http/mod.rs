@@ -9,15 +9,19 @@ pub mod listen;
 mod app;
 mod auth;
 mod body;
+mod caller;
 mod endpoints;
 mod error;
 mod exporter;
 mod fields;
+mod group;
 mod json;
 mod lifecycle;
 mod negotiate;
+mod openai;
 mod phone;
 mod probes;
+mod schema;
 mod socket;
 mod timings;
 mod tracked;
@@ -30,7 +34,7 @@ pub use listen::Peer;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 
 /// All endpoints, behind the key check.
@@ -44,6 +48,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(endpoints::wrong_method)
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn_with_state(app.clone(), common_headers))
+        .layer(from_fn(openai::error::in_the_paths_shape))
         .with_state(app)
 }
 

@@ -7,6 +7,7 @@ mod support;
 
 mod limits;
 mod models;
+mod openai;
 mod router;
 mod state;
 mod stream;
