@@ -4,12 +4,17 @@
 //! engine's requests, and writes events in OpenAI's shapes. Nothing is stored between requests.
 
 pub(super) mod chat;
+pub(super) mod completions;
+pub(super) mod embeddings;
 pub(super) mod error;
+pub(super) mod format;
+pub(super) mod models;
+pub(super) mod tokens;
 
 mod answer;
 mod collect;
-mod format;
 mod messages;
+mod prompts;
 mod sampling;
 mod sse;
 mod tools;

@@ -1,7 +1,6 @@
 //! The fields that chats, completions and responses have in common: how tokens are chosen and where an answer ends.
 
 use crate::engine::{Prompt, Request, Sampling, Token};
-use crate::http::error::ApiError;
 use crate::http::group::MOST_CHOICES;
 use crate::http::schema::{Body, Field, Shape, optional};
 use crate::models::SamplingDefaults;
@@ -42,7 +41,7 @@ pub(super) const CLASSIC_FIELDS: &[Field] = &[
     optional("stop", Shape::Either(&[STOP, Shape::List { of: &STOP, least: 0, most: 16 }]), "an answer ends before the first of these"),
     optional("presence_penalty", Shape::Number { least: -2.0, most: 2.0 }, "0 is off"),
     optional("frequency_penalty", Shape::Number { least: -2.0, most: 2.0 }, "0 is off"),
-    optional("logit_bias", Shape::Names { of: &Shape::Number { least: -100.0, most: 100.0 }, most: MOST_BIASES }, "added to the logits of tokens, by token id; -100 forbids one"),
+    optional("logit_bias", Shape::ByToken { of: &Shape::Number { least: -100.0, most: 100.0 }, most: MOST_BIASES }, "added to the logits of tokens, by token id; -100 forbids one"),
     optional("stream_options", Shape::Object(&[
         optional("include_usage", Shape::Flag, "true sends the tokens counted as the last object of a stream"),
     ]), ""),
@@ -72,9 +71,9 @@ pub(super) struct Common {
 
 impl Common {
     /// Takes the fields from a checked body.
-    pub(super) fn take(body: &mut Body) -> Result<Self, ApiError> {
+    pub(super) fn take(body: &mut Body) -> Self {
         let options = body.object("stream_options");
-        Ok(Self {
+        Self {
             model: body.text("model"),
             stream: body.flag("stream").unwrap_or(false),
             include_usage: options
@@ -90,12 +89,12 @@ impl Common {
                 .map(|n| n.min(MOST_REPEAT_LAST_N)),
             frequency_penalty: body.number("frequency_penalty").unwrap_or(0.0),
             presence_penalty: body.number("presence_penalty").unwrap_or(0.0),
-            logit_bias: biases(body)?,
+            logit_bias: biases(body),
             seed: seed(body.whole("seed")),
             stop: stops(body.any("stop")),
             ignore_eos: body.flag("ignore_eos").unwrap_or(false),
             cache_prompt: body.flag("cache_prompt").unwrap_or(true),
-        })
+        }
     }
 
     /// The engine's requests, `n` for a prompt: the same but for their seeds.
@@ -156,18 +155,11 @@ fn stops(asked: Option<Value>) -> Vec<String> {
     }
 }
 
-fn biases(body: &mut Body) -> Result<Vec<(Token, f32)>, ApiError> {
+fn biases(body: &mut Body) -> Vec<(Token, f32)> {
     let Some(mut biases) = body.object("logit_bias") else {
-        return Ok(Vec::new());
+        return Vec::new();
     };
     let ids: Vec<String> = biases.names().map(str::to_owned).collect();
-    let bias = |id: String| {
-        let token = id.parse().map(Token).map_err(|_| {
-            ApiError::bad_request("`logit_bias` must name tokens by their ids")
-                .details("a name is a whole number, such as \"50256\"")
-                .param("logit_bias")
-        })?;
-        Ok((token, biases.number(&id).unwrap_or(0.0)))
-    };
-    ids.into_iter().map(bias).collect()
+    let bias = |id: String| Some((Token(id.parse().ok()?), biases.number(&id)?));
+    ids.into_iter().filter_map(bias).collect()
 }

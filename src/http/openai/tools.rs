@@ -6,7 +6,7 @@ use crate::http::schema::{Body, Field, Shape, Tagged, needed, optional};
 use serde_json::Value;
 
 const MOST_TOOLS: usize = 128;
-const NAME: Shape = Shape::Text { least: 1, most: 64 };
+const NAME: Shape = Shape::Name;
 
 #[rustfmt::skip] // A table reads best as one.
 const FUNCTION: &[Field] = &[
@@ -74,17 +74,9 @@ pub(super) fn take(body: &mut Body) -> Result<Option<Tools>, ApiError> {
     let choice = choice(body.any("tool_choice"));
     let parallel = body.flag("parallel_tool_calls").unwrap_or(true);
     for (index, tool) in tools.iter().enumerate() {
-        let wrong = |what: &str| {
-            Err(
-                ApiError::bad_request(format!("the tool name {:?} {what}", tool.name))
-                    .param(format!("tools[{index}].function.name")),
-            )
-        };
-        if !is_name(&tool.name) {
-            return wrong("may have letters, digits, `_` and `-` only");
-        }
         if tools[..index].iter().any(|other| other.name == tool.name) {
-            return wrong("is given twice");
+            let error = format!("the tool {:?} is given twice", tool.name);
+            return Err(ApiError::bad_request(error).param(format!("tools[{index}]")));
         }
     }
     let named = match &choice {
@@ -103,11 +95,6 @@ pub(super) fn take(body: &mut Body) -> Result<Option<Tools>, ApiError> {
         choice,
         parallel,
     }))
-}
-
-fn is_name(name: &str) -> bool {
-    name.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
 /// A tool in either form.

@@ -81,7 +81,8 @@ fn check(value: &Value, shape: &Shape) -> Result<(), Fault> {
         )),
         (Shape::List { of, least, most }, Value::Array(values)) => list(values, of, *least, *most),
         (Shape::Object(fields), Value::Object(map)) => object(map, fields.iter()),
-        (Shape::Names { of, most }, Value::Object(map)) => names(map, of, *most),
+        (Shape::ByToken { of, most }, Value::Object(map)) => by_token(map, of, *most),
+        (Shape::Name, Value::String(text)) => name(text),
         (Shape::Tagged(tagged), Value::Object(map)) => self::tagged(map, tagged),
         (Shape::Either(shapes), _) => either(value, shapes),
         _ => Err(Fault::new(
@@ -147,10 +148,27 @@ fn list(values: &[Value], of: &Shape, least: usize, most: usize) -> Result<(), F
     })
 }
 
-fn names(map: &Map<String, Value>, of: &Shape, most: usize) -> Result<(), Fault> {
+fn name(text: &str) -> Result<(), Fault> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if (1..=64).contains(&text.len()) && text.bytes().all(fits) {
+        return Ok(());
+    }
+    let what = "must have 1 to 64 letters, digits, `_` and `-`";
+    Err(Fault::new(what, "it is another text"))
+}
+
+fn by_token(map: &Map<String, Value>, of: &Shape, most: usize) -> Result<(), Fault> {
     if map.len() > most {
         let found = format!("it has {}", map.len());
         return Err(Fault::new(format!("may have {most} names at most"), found));
+    }
+    // As many digits as the largest token id may have.
+    let is_id = |name: &String| {
+        (1..=9).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    if !map.keys().all(is_id) {
+        let found = "a name is a whole number, such as \"50256\"";
+        return Err(Fault::new("must name tokens by their ids", found));
     }
     let fault = map.values().find_map(|value| check(value, of).err());
     fault.map_or(Ok(()), Err)
@@ -170,7 +188,10 @@ fn tagged(map: &Map<String, Value>, tagged: &Tagged) -> Result<(), Fault> {
         Some((_, fields)) => object(map, fields.iter()),
         None => {
             let known: Vec<&str> = tagged.of.iter().map(|(known, _)| *known).collect();
-            let what = format!("must be {}", known.join(", "));
+            let what = match known.as_slice() {
+                [only] => format!("must be {only}"),
+                _ => format!("must be one of {}", known.join(", ")),
+            };
             Err(Fault::new(what, tagged.otherwise).inside(tagged.tag))
         }
     }
@@ -205,11 +226,11 @@ fn takes(shape: &Shape, value: &Value) -> bool {
         (Shape::List { of, .. }, Value::Array(values)) => {
             values.first().is_none_or(|first| takes(of, first))
         }
-        (Shape::Text { .. } | Shape::Choice(_), Value::String(_))
+        (Shape::Text { .. } | Shape::Name | Shape::Choice(_), Value::String(_))
         | (Shape::Flag, Value::Bool(_))
         | (Shape::Number { .. } | Shape::Whole { .. }, Value::Number(_))
         | (
-            Shape::Object(_) | Shape::Names { .. } | Shape::Tagged(_) | Shape::AnyObject,
+            Shape::Object(_) | Shape::ByToken { .. } | Shape::Tagged(_) | Shape::AnyObject,
             Value::Object(_),
         ) => true,
         (Shape::Either(shapes), _) => shapes.iter().any(|shape| takes(shape, value)),
@@ -219,12 +240,12 @@ fn takes(shape: &Shape, value: &Value) -> bool {
 
 fn wanted(shape: &Shape) -> String {
     match shape {
-        Shape::Text { .. } | Shape::Choice(_) => "a string".into(),
+        Shape::Text { .. } | Shape::Name | Shape::Choice(_) => "a string".into(),
         Shape::Flag => "true or false".into(),
         Shape::Number { .. } => "a number".into(),
         Shape::Whole { .. } => "a whole number".into(),
         Shape::List { of, .. } => format!("a list, each {}", wanted(of)),
-        Shape::Object(_) | Shape::Names { .. } | Shape::Tagged(_) | Shape::AnyObject => {
+        Shape::Object(_) | Shape::ByToken { .. } | Shape::Tagged(_) | Shape::AnyObject => {
             "an object".into()
         }
         Shape::Either(shapes) => shapes.iter().map(wanted).collect::<Vec<_>>().join(" or "),

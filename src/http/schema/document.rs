@@ -50,9 +50,13 @@ pub(in crate::http) fn schema(shape: &Shape) -> Value {
             list
         }
         Shape::Object(fields) => object(fields.iter()),
-        Shape::Names { of, most } => {
-            json!({"type": "object", "additionalProperties": schema(of), "maxProperties": most})
-        }
+        Shape::Name => json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}),
+        Shape::ByToken { of, most } => json!({
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": schema(of),
+            "maxProperties": most,
+        }),
         Shape::Tagged(tagged) => self::tagged(tagged),
         Shape::Either(shapes) => {
             json!({"anyOf": shapes.iter().map(schema).collect::<Vec<_>>()})

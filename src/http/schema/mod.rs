@@ -34,8 +34,10 @@ pub(super) enum Shape {
     },
     /// An object with these fields.
     Object(&'static [Field]),
-    /// An object of any names, so many at most.
-    Names { of: &'static Shape, most: usize },
+    /// A name of 1 to 64 letters, digits, `_` and `-`.
+    Name,
+    /// An object whose names are token ids, so many at most.
+    ByToken { of: &'static Shape, most: usize },
     /// An object whose fields depend on one of them, a string.
     Tagged(&'static Tagged),
     /// One of several.

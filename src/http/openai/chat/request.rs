@@ -43,7 +43,7 @@ impl ChatRequest {
         }
         let older = body.count("max_tokens");
         Ok(Self {
-            common: Common::take(&mut body)?,
+            common: Common::take(&mut body),
             tools: tools::take(&mut body)?,
             logprobs: logprobs.then(|| top_logprobs.unwrap_or(0)),
             messages: messages::chat(body.list("messages"))?,
