@@ -83,6 +83,14 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         method: "POST",
+        path: openai::responses::PATH,
+        description: "OpenAI: items in, items out; nothing is stored",
+        sample: Some(r#" -d '{"input":"Why is the sky blue?"}'"#),
+        exists: true,
+        route: || post(openai::responses::answer),
+    },
+    Endpoint {
+        method: "POST",
         path: openai::embeddings::PATH,
         description: "OpenAI: texts as vectors",
         sample: Some(r#" -d '{"input":"The sky is blue."}'"#),

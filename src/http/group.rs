@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 
 /// Answers to one request that may be asked for, all prompts together.
-pub(super) const MOST_CHOICES: usize = 8;
+pub(super) const MOST_CHOICES: u32 = 8;
 
 /// Events of several generations, each with the number of its choice.
 pub(super) struct Group {

@@ -13,7 +13,6 @@ mod caller;
 mod endpoints;
 mod error;
 mod exporter;
-mod fields;
 mod group;
 mod json;
 mod lifecycle;

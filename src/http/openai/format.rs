@@ -3,7 +3,6 @@
 use crate::engine::Format;
 use crate::http::error::ApiError;
 use crate::http::schema::{Body, Field, Shape, Tagged, needed, optional};
-use serde_json::Value;
 
 /// Bytes of an expression or a grammar at most.
 const LONGEST: usize = 64 << 10;
@@ -97,16 +96,5 @@ pub(super) fn of_format(mut format: Body) -> Option<Format> {
         "lark" => format.text("grammar").map(Format::Lark),
         "gbnf" => format.text("grammar").map(Format::Gbnf),
         _ => None,
-    }
-}
-
-/// `format` of the phone API: `"json"`, or a JSON Schema.
-pub(in crate::http) fn of_phone(asked: Value) -> Result<Option<Format>, ApiError> {
-    match asked {
-        Value::String(name) if name == "json" => Ok(Some(Format::JsonObject)),
-        Value::Object(_) => Ok(Some(Format::JsonSchema(asked))),
-        _ => Err(ApiError::bad_request(
-            "`format` must be \"json\" or a JSON Schema, which is an object",
-        )),
     }
 }

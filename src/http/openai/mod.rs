@@ -7,12 +7,13 @@ pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
 pub(super) mod error;
-pub(super) mod format;
 pub(super) mod models;
+pub(super) mod responses;
 pub(super) mod tokens;
 
 mod answer;
 mod collect;
+mod format;
 mod messages;
 mod prompts;
 mod sampling;

@@ -10,6 +10,9 @@ const TEXT: Shape = Shape::Text {
     most: usize::MAX,
 };
 
+/// As many prompts as answers may be asked for.
+const MOST_PROMPTS: usize = MOST_CHOICES as usize;
+
 const fn several(of: &'static Shape, most: usize) -> Shape {
     Shape::List { of, least: 1, most }
 }
@@ -17,9 +20,9 @@ const fn several(of: &'static Shape, most: usize) -> Shape {
 /// A text, a list of texts, token ids, or a list of those.
 pub(super) const PROMPTS: Shape = Shape::Either(&[
     TEXT,
-    several(&TEXT, MOST_CHOICES),
+    several(&TEXT, MOST_PROMPTS),
     Shape::TOKENS,
-    several(&Shape::TOKENS, MOST_CHOICES),
+    several(&Shape::TOKENS, MOST_PROMPTS),
 ]);
 
 /// The same, more of them.

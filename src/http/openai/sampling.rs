@@ -4,7 +4,6 @@ use crate::engine::{Prompt, Request, Sampling, Token};
 use crate::http::group::MOST_CHOICES;
 use crate::http::schema::{Body, Field, Shape, optional};
 use crate::models::SamplingDefaults;
-use serde_json::Value;
 
 /// Tokens that penalties look at when a request names no number, as in llama.cpp.
 const DEFAULT_REPEAT_LAST_N: u32 = 64;
@@ -37,7 +36,7 @@ pub(super) const FIELDS: &[Field] = &[
 /// Fields that chats and completions have beside [`FIELDS`].
 #[rustfmt::skip] // A table reads best as one.
 pub(super) const CLASSIC_FIELDS: &[Field] = &[
-    optional("n", Shape::Whole { least: 1, most: MOST_CHOICES as i64 }, "answers to make; with a seed, the later ones use the numbers after it"),
+    optional("n", Shape::between(1, MOST_CHOICES), "answers to make; with a seed, the later ones use the numbers after it"),
     optional("stop", Shape::Either(&[STOP, Shape::List { of: &STOP, least: 0, most: 16 }]), "an answer ends before the first of these"),
     optional("presence_penalty", Shape::Number { least: -2.0, most: 2.0 }, "0 is off"),
     optional("frequency_penalty", Shape::Number { least: -2.0, most: 2.0 }, "0 is off"),
@@ -91,36 +90,49 @@ impl Common {
             presence_penalty: body.number("presence_penalty").unwrap_or(0.0),
             logit_bias: biases(body),
             seed: seed(body.whole("seed")),
-            stop: stops(body.any("stop")),
+            stop: body.texts("stop"),
             ignore_eos: body.flag("ignore_eos").unwrap_or(false),
             cache_prompt: body.flag("cache_prompt").unwrap_or(true),
         }
     }
 
-    /// The engine's requests, `n` for a prompt: the same but for their seeds.
+    /// The engine's request for one answer.
+    pub(super) fn request(
+        &self,
+        model: &SamplingDefaults,
+        client: &str,
+        prompt: Prompt,
+    ) -> Request {
+        let seed = self.seed.unwrap_or_else(Sampling::random_seed);
+        self.seeded(model, client, prompt, seed)
+    }
+
+    /// The engine's requests, `n` for each prompt: the same but for their seeds.
     pub(super) fn requests(
         &self,
         model: &SamplingDefaults,
         client: &str,
         prompts: &[Prompt],
-        finish: impl Fn(&mut Request),
     ) -> Vec<Request> {
         let seed = self.seed.unwrap_or_else(Sampling::random_seed);
         let choices = prompts
             .iter()
             .flat_map(|prompt| (0..self.n).map(move |_| prompt));
+        let numbered = (0..).zip(choices);
         let request = |(choice, prompt): (u64, &Prompt)| {
-            let mut request = Request {
-                sampling: self.sampling(model, seed.wrapping_add(choice)),
-                stop: self.stop.clone(),
-                ignore_eos: self.ignore_eos,
-                cache_prompt: self.cache_prompt,
-                ..Request::new(client, prompt.clone())
-            };
-            finish(&mut request);
-            request
+            self.seeded(model, client, prompt.clone(), seed.wrapping_add(choice))
         };
-        (0..).zip(choices).map(request).collect()
+        numbered.map(request).collect()
+    }
+
+    fn seeded(&self, model: &SamplingDefaults, client: &str, prompt: Prompt, seed: u64) -> Request {
+        Request {
+            sampling: self.sampling(model, seed),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            cache_prompt: self.cache_prompt,
+            ..Request::new(client, prompt)
+        }
     }
 
     fn sampling(&self, model: &SamplingDefaults, seed: u64) -> Sampling {
@@ -144,15 +156,6 @@ fn seed(asked: Option<i128>) -> Option<u64> {
     let asked = asked.filter(|asked| *asked != -1)?;
     let negative = || i64::try_from(asked).map_or(u64::MAX, i64::cast_unsigned);
     Some(u64::try_from(asked).unwrap_or_else(|_| negative()))
-}
-
-fn stops(asked: Option<Value>) -> Vec<String> {
-    let text = |stop: Value| stop.as_str().map(str::to_owned);
-    match asked {
-        Some(Value::Array(stops)) => stops.into_iter().filter_map(text).collect(),
-        Some(stop) => text(stop).into_iter().collect(),
-        None => Vec::new(),
-    }
 }
 
 fn biases(body: &mut Body) -> Vec<(Token, f32)> {

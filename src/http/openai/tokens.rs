@@ -37,10 +37,7 @@ pub(in crate::http) const TOKENIZE_TABLE: Table = &[&[
     MODEL,
 ]];
 
-const IDS: Shape = Shape::list(&Shape::Whole {
-    least: 0,
-    most: u32::MAX as i64,
-});
+const IDS: Shape = Shape::list(&Shape::between(0, u32::MAX));
 
 pub(in crate::http) const DETOKENIZE_TABLE: Table = &[&[needed("tokens", IDS, "token ids"), MODEL]];
 

@@ -85,6 +85,7 @@ fn check(value: &Value, shape: &Shape) -> Result<(), Fault> {
         (Shape::Name, Value::String(text)) => name(text),
         (Shape::Tagged(tagged), Value::Object(map)) => self::tagged(map, tagged),
         (Shape::Either(shapes), _) => either(value, shapes),
+        (Shape::Absent(why), _) => Err(Fault::new("must be absent", *why)),
         _ => Err(Fault::new(
             format!("must be {}", wanted(shape)),
             format!("it is {}", kind(value)),
@@ -244,11 +245,21 @@ fn wanted(shape: &Shape) -> String {
         Shape::Flag => "true or false".into(),
         Shape::Number { .. } => "a number".into(),
         Shape::Whole { .. } => "a whole number".into(),
-        Shape::List { of, .. } => format!("a list, each {}", wanted(of)),
+        Shape::List { of, .. } => format!("a list of {}", several(of)),
         Shape::Object(_) | Shape::ByToken { .. } | Shape::Tagged(_) | Shape::AnyObject => {
             "an object".into()
         }
+        Shape::Absent(_) => "absent".into(),
         Shape::Either(shapes) => shapes.iter().map(wanted).collect::<Vec<_>>().join(" or "),
+    }
+}
+
+fn several(of: &Shape) -> &'static str {
+    match of {
+        Shape::Text { .. } | Shape::Name | Shape::Choice(_) => "strings",
+        Shape::Number { .. } | Shape::Whole { .. } => "numbers",
+        Shape::List { .. } => "lists",
+        _ => "objects",
     }
 }
 

@@ -62,6 +62,7 @@ pub(in crate::http) fn schema(shape: &Shape) -> Value {
             json!({"anyOf": shapes.iter().map(schema).collect::<Vec<_>>()})
         }
         Shape::AnyObject => json!({"type": "object"}),
+        Shape::Absent(_) => json!({"type": "null"}),
     }
 }
 
@@ -71,6 +72,9 @@ pub(in crate::http) fn nullable(mut schema: Value) -> Value {
         known.push(Value::Null);
     }
     if let Some(name) = schema.get("type").filter(|name| name.is_string()) {
+        if name == "null" {
+            return schema;
+        }
         schema["type"] = json!([name, "null"]);
         return schema;
     }

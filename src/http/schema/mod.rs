@@ -44,6 +44,8 @@ pub(super) enum Shape {
     Either(&'static [Shape]),
     /// Any JSON object.
     AnyObject,
+    /// Nothing: a field that other servers have, and why this one has not.
+    Absent(&'static str),
 }
 
 /// See [`Shape::Tagged`].
@@ -80,13 +82,19 @@ impl Shape {
     };
     /// Token ids.
     pub(super) const TOKENS: Self = Self::List {
-        of: &Self::Whole {
-            least: 0,
-            most: u32::MAX as i64,
-        },
+        of: &Self::between(0, u32::MAX),
         least: 1,
         most: usize::MAX,
     };
+
+    /// A whole number within limits.
+    #[expect(clippy::cast_lossless, reason = "`From` is not for constants")]
+    pub(super) const fn between(least: u32, most: u32) -> Self {
+        Self::Whole {
+            least: least as i64,
+            most: most as i64,
+        }
+    }
 
     /// A whole number of at least this.
     pub(super) const fn at_least(least: i64) -> Self {
@@ -131,10 +139,20 @@ pub(super) struct Body(Map<String, Value>);
 impl Body {
     /// Parses and checks the body of a request.
     pub(super) fn parse(body: &[u8], table: Table) -> Result<Self, ApiError> {
-        let fields = || table.iter().copied().flatten();
-        let names: Vec<&str> = fields().map(|field| field.name).collect();
-        let object = json::parse_strictly(body, &names)?;
-        check::object(&object, fields()).map_err(ApiError::from)?;
+        Self::checked(json::parse_strictly(body, &names(table, &[]))?, table)
+    }
+
+    /// The same, with the allowances of [`json::parse_object`], and some fields that are kept unchecked.
+    pub(super) fn parse_kindly(
+        body: &[u8],
+        table: Table,
+        unchecked: &[&'static str],
+    ) -> Result<Self, ApiError> {
+        Self::checked(json::parse_object(body, &names(table, unchecked))?, table)
+    }
+
+    fn checked(object: Map<String, Value>, table: Table) -> Result<Self, ApiError> {
+        check::object(&object, table.iter().copied().flatten()).map_err(ApiError::from)?;
         Ok(Self(object))
     }
 
@@ -149,6 +167,11 @@ impl Body {
     /// A field of any type.
     pub(super) fn any(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A copy of a field that stays.
+    pub(super) fn peek(&self, name: &str) -> Option<Value> {
+        self.0.get(name).filter(|value| !value.is_null()).cloned()
     }
 
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
@@ -189,6 +212,16 @@ impl Body {
         }
     }
 
+    /// A text, or a list of them.
+    pub(super) fn texts(&mut self, name: &str) -> Vec<String> {
+        let text = |value: Value| value.as_str().map(str::to_owned);
+        match self.any(name) {
+            Some(Value::Array(list)) => list.into_iter().filter_map(text).collect(),
+            Some(one) => text(one).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
     pub(super) fn object(&mut self, name: &str) -> Option<Self> {
         self.any(name).map(Self::of)
     }
@@ -197,6 +230,14 @@ impl Body {
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
+}
+
+fn names(table: Table, others: &[&'static str]) -> Vec<&'static str> {
+    let fields = table.iter().copied().flatten();
+    fields
+        .map(|field| field.name)
+        .chain(others.iter().copied())
+        .collect()
 }
 
 /// A whole number; what is beyond 64 bits saturates.

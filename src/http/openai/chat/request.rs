@@ -17,7 +17,7 @@ const CHAT: &[Field] = &[
     optional("max_completion_tokens", Shape::at_least(1), "tokens of an answer at most, reasoning included; the context's end is a limit in any case"),
     optional("max_tokens", Shape::at_least(1), "the older name of `max_completion_tokens`"),
     optional("logprobs", Shape::Flag, "true gives the log-probability of each token"),
-    optional("top_logprobs", Shape::Whole { least: 0, most: MOST_ALTERNATIVES as i64 }, "alternatives with each token; needs `logprobs`"),
+    optional("top_logprobs", Shape::between(0, MOST_ALTERNATIVES), "alternatives with each token; needs `logprobs`"),
 ];
 
 /// What was asked, checked.
@@ -55,12 +55,13 @@ impl ChatRequest {
     /// The engine's requests, one for each choice.
     pub(super) fn into_engine(self, model: &SamplingDefaults, client: &str) -> Vec<Request> {
         let prompt = Prompt::Messages(self.messages);
-        self.common
-            .requests(model, client, &[prompt], |request: &mut Request| {
-                request.max_tokens = self.max_tokens;
-                request.format.clone_from(&self.format);
-                request.tools.clone_from(&self.tools);
-                request.logprobs = self.logprobs;
-            })
+        let mut requests = self.common.requests(model, client, &[prompt]);
+        for request in &mut requests {
+            request.max_tokens = self.max_tokens;
+            request.format.clone_from(&self.format);
+            request.tools.clone_from(&self.tools);
+            request.logprobs = self.logprobs;
+        }
+        requests
     }
 }

@@ -19,9 +19,9 @@ const COMPLETION: &[Field] = &[
     needed("prompt", prompts::PROMPTS, "what to continue: a text, a list of texts, token ids, or a list of those"),
     optional("max_tokens", Shape::at_least(0), "tokens of an answer at most; 16 if absent; 0 needs `echo`"),
     optional("echo", Shape::Flag, "true begins the answer with the prompt"),
-    optional("logprobs", Shape::Whole { least: 0, most: MOST_ALTERNATIVES as i64 }, "log-probabilities, with so many alternatives for each token"),
-    optional("best_of", Shape::Whole { least: 1, most: MOST_CHOICES as i64 }, "at most `n`: all answers that are made are given"),
-    optional("suffix", Shape::Text { least: 0, most: 0 }, "this server can't write what comes before a text"),
+    optional("logprobs", Shape::between(0, MOST_ALTERNATIVES), "log-probabilities, with so many alternatives for each token"),
+    optional("best_of", Shape::between(1, MOST_CHOICES), "at most `n`: all answers that are made are given"),
+    optional("suffix", Shape::Absent("this server can't write what comes before a text"), "not possible"),
 ];
 
 /// What was asked, checked.
@@ -55,7 +55,7 @@ impl CompletionRequest {
                 .details("this server gives every answer that it makes")
                 .param("best_of"));
         }
-        if prompts.len() * common.n > MOST_CHOICES {
+        if prompts.len() * common.n > MOST_CHOICES as usize {
             let error = format!("`n` answers to each prompt must be {MOST_CHOICES} at most");
             return Err(ApiError::bad_request(error).param("n"));
         }
@@ -71,12 +71,13 @@ impl CompletionRequest {
 
     /// The engine's requests: the choices of the first prompt, then those of the next.
     pub(super) fn into_engine(self, model: &SamplingDefaults, client: &str) -> Vec<Request> {
-        self.common
-            .requests(model, client, &self.prompts, |request: &mut Request| {
-                request.max_tokens = Some(self.max_tokens);
-                request.format.clone_from(&self.format);
-                request.logprobs = self.logprobs;
-                request.echo = self.echo;
-            })
+        let mut requests = self.common.requests(model, client, &self.prompts);
+        for request in &mut requests {
+            request.max_tokens = Some(self.max_tokens);
+            request.format.clone_from(&self.format);
+            request.logprobs = self.logprobs;
+            request.echo = self.echo;
+        }
+        requests
     }
 }
