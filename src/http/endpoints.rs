@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::error::{ApiError, Code};
-use super::{exporter, openai, phone, probes};
+use super::{exporter, openai, openapi, phone, probes};
 use axum::extract::MatchedPath;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -177,6 +177,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     shows("/", "this list", || get(phone::info::index)),
     shows("/help", "all endpoints with their fields, samples and errors", || get(phone::info::help)),
+    shows(openapi::PATH, "all of this as an OpenAPI 3.1 document", || get(openapi::show)),
     shows("/status", "what the server does now: model, queue, worker, uptime", || get(phone::status::status)),
     shows("/health", "whether the server can answer; 503 if not", || get(phone::status::health)),
     shows("/capabilities", "what the server can do", || get(phone::info::capabilities)),

@@ -18,6 +18,7 @@ mod json;
 mod lifecycle;
 mod negotiate;
 mod openai;
+mod openapi;
 mod phone;
 mod probes;
 mod schema;

@@ -8,6 +8,7 @@ mod support;
 mod limits;
 mod models;
 mod openai;
+mod openapi;
 mod router;
 mod state;
 mod stream;

@@ -8,7 +8,6 @@ const LEAST_LOGPROB: f32 = -9999.0;
 
 /// Tokens of a request and of its answers.
 #[derive(Clone, Copy, Debug, Serialize)]
-#[expect(clippy::struct_field_names, reason = "the names are the wire's")]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,

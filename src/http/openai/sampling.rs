@@ -46,12 +46,18 @@ pub(super) const CLASSIC_FIELDS: &[Field] = &[
     ]), ""),
 ];
 
+/// How an answer is sent as it is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Streamed {
+    /// Whether the tokens counted come at the end.
+    pub(super) include_usage: bool,
+}
+
 /// What was asked; `None` is up to the model.
 #[derive(Debug)]
 pub(super) struct Common {
     pub(super) model: Option<String>,
-    pub(super) stream: bool,
-    pub(super) include_usage: bool,
+    pub(super) stream: Option<Streamed>,
     pub(super) n: usize,
     temperature: Option<f32>,
     top_k: Option<u32>,
@@ -72,11 +78,13 @@ impl Common {
     /// Takes the fields from a checked body.
     pub(super) fn take(body: &mut Body) -> Self {
         let options = body.object("stream_options");
+        let include_usage = options.and_then(|mut options| options.flag("include_usage"));
+        let streamed = Streamed {
+            include_usage: include_usage.unwrap_or(false),
+        };
         Self {
             model: body.text("model"),
-            stream: body.flag("stream").unwrap_or(false),
-            include_usage: options
-                .is_some_and(|mut options| options.flag("include_usage").unwrap_or(false)),
+            stream: body.flag("stream").unwrap_or(false).then_some(streamed),
             n: body.count("n").map_or(1, |n| n as usize),
             temperature: body.number("temperature"),
             top_k: body.count("top_k"),

@@ -185,17 +185,15 @@ fn tagged(map: &Map<String, Value>, tagged: &Tagged) -> Result<(), Fault> {
             return Err(Fault::new("must be a string", found).inside(tagged.tag));
         }
     };
-    match tagged.of.iter().find(|(known, _)| *known == tag) {
-        Some((_, fields)) => object(map, fields.iter()),
-        None => {
-            let known: Vec<&str> = tagged.of.iter().map(|(known, _)| *known).collect();
-            let what = match known.as_slice() {
-                [only] => format!("must be {only}"),
-                _ => format!("must be one of {}", known.join(", ")),
-            };
-            Err(Fault::new(what, tagged.otherwise).inside(tagged.tag))
-        }
+    if let Some((_, fields)) = tagged.of.iter().find(|(known, _)| *known == tag) {
+        return object(map, fields.iter());
     }
+    let known: Vec<&str> = tagged.of.iter().map(|(known, _)| *known).collect();
+    let what = match known.as_slice() {
+        [only] => format!("must be {only}"),
+        _ => format!("must be one of {}", known.join(", ")),
+    };
+    Err(Fault::new(what, tagged.otherwise).inside(tagged.tag))
 }
 
 /// The fault of the alternative that came furthest is told, if one came further than the value's type.

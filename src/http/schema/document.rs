@@ -26,7 +26,7 @@ pub(in crate::http) fn object<'a>(fields: impl Iterator<Item = &'a Field>) -> Va
 }
 
 /// What a shape takes.
-pub(in crate::http) fn schema(shape: &Shape) -> Value {
+fn schema(shape: &Shape) -> Value {
     match *shape {
         Shape::Text { least, most } => bounded("string", "Length", least, most),
         Shape::Flag => json!({"type": "boolean"}),
@@ -67,7 +67,7 @@ pub(in crate::http) fn schema(shape: &Shape) -> Value {
 }
 
 /// The same, or `null`.
-pub(in crate::http) fn nullable(mut schema: Value) -> Value {
+fn nullable(mut schema: Value) -> Value {
     if let Some(known) = schema.get_mut("enum").and_then(Value::as_array_mut) {
         known.push(Value::Null);
     }

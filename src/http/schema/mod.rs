@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::json;
 use serde_json::{Map, Value};
 
-pub(super) use document::{nullable, object, schema};
+pub(super) use document::object;
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,6 @@ impl Shape {
     };
 
     /// A whole number within limits.
-    #[expect(clippy::cast_lossless, reason = "`From` is not for constants")]
     pub(super) const fn between(least: u32, most: u32) -> Self {
         Self::Whole {
             least: least as i64,

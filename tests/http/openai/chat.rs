@@ -4,6 +4,7 @@ use super::{objects, post, stable};
 use crate::support::client::Connection;
 use crate::support::scripted_worker::{accepted, finished, text};
 use crate::support::{Server, until};
+use pocket_llm::engine::wire::ToWorker;
 use pocket_llm::engine::{EngineError, Event, FinishReason, Format, Role};
 use serde_json::{Value, json};
 
@@ -283,8 +284,13 @@ async fn a_client_that_leaves_cancels_all_its_answers() {
         server.worker.emit(ids[0], [finished(FinishReason::Stop)]);
         until(|| server.engine.in_flight() == 2).await;
         drop(client);
-        server.worker.cancelled(ids[1]).await;
-        server.worker.cancelled(ids[2]).await;
+        let mut cancelled = [
+            server.worker.next_frame().await,
+            server.worker.next_frame().await,
+        ];
+        cancelled.sort_by_key(|frame| format!("{frame:?}"));
+        let expected = [ids[1], ids[2]].map(|id| ToWorker::Cancel { id });
+        assert_eq!(cancelled, expected);
         until(|| server.engine.in_flight() == 0).await;
     }
     server

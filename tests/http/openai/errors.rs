@@ -2,7 +2,7 @@
 
 use super::post;
 use crate::support::client::{Connection, ask};
-use crate::support::scripted_worker::LoadScript;
+use crate::support::scripted_worker::{LoadScript, accepted, text};
 use crate::support::{Server, until};
 use pocket_llm::http::ApiKey;
 use serde_json::{Value, json};
@@ -147,11 +147,13 @@ async fn limits_and_keys_have_the_shape() {
     let hold = br#"{"messages":[{"role":"user","content":"hold"}]}"#;
     let mut first = Connection::open(server.address).await;
     first.send("POST", CHAT, &headers, hold).await;
-    let (_, _) = server.worker.next_request().await;
+    let (id, _) = server.worker.next_request().await;
+    server.worker.emit(id, [accepted(), text("a")]);
     let full = ask(server.address, "POST", CHAT, &headers, hold).await;
     assert_eq!(full.status, 429);
     assert_eq!(error(&full.json())["type"], "rate_limit_error");
     assert!(full.header("retry-after").is_some());
+    until(|| server.engine.in_flight() == 1).await;
     server.worker.die();
     let died = first.response().await;
     assert_eq!(died.status, 502);

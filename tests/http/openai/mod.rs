@@ -1,7 +1,10 @@
 //! OpenAI's API: every shape as its official clients read it.
 
 mod chat;
+mod completions;
 mod errors;
+mod resources;
+mod responses;
 
 use crate::support::Server;
 use crate::support::client::Response;

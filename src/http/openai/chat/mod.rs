@@ -45,12 +45,12 @@ pub(in crate::http) async fn answer(
         }
     };
     let frame = Frame::new(&lease.facts().model.name, &asked);
-    let (stream, usage) = (asked.common.stream, asked.common.include_usage);
+    let stream = asked.common.stream;
     let requests = asked.into_engine(&lease.facts().sampling, tracker.client());
     let choices = requests.len();
     let group = Group::submit(tracker, lease, requests)?;
-    if stream {
-        let script = stream::Chunks::new(frame, choices, usage);
+    if let Some(streamed) = stream {
+        let script = stream::Chunks::new(frame, choices, streamed.include_usage);
         return sse::start(group, choices, script, app.settings().keep_alive).await;
     }
     let answers = collect(group, choices).await?;

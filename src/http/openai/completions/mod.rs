@@ -48,14 +48,14 @@ pub(in crate::http) async fn answer(
         }
     };
     let frame = Frame::new(&lease.facts().model.name, &asked);
-    let (stream, include_usage) = (asked.common.stream, asked.common.include_usage);
+    let stream = asked.common.stream;
     let requests = asked.into_engine(&lease.facts().sampling, tracker.client());
     let choices = requests.len();
     let group = Group::submit(tracker, lease, requests)?;
-    if stream {
+    if let Some(streamed) = stream {
         let script = Chunks {
             frame,
-            include_usage,
+            include_usage: streamed.include_usage,
             usages: vec![engine::Usage::default(); choices],
             positions: vec![Position::default(); choices],
         };

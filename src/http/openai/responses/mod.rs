@@ -51,7 +51,7 @@ pub(in crate::http) async fn answer(
     let (request, echo) = asked.into_engine(&lease.facts().sampling, tracker.client());
     let building = Building::new(&lease.facts().model.name, echo, &request);
     let mut group = Group::submit(tracker, lease, vec![request])?;
-    if stream {
+    if stream.is_some() {
         return sse::start(group, 1, Events(building), app.settings().keep_alive).await;
     }
     let mut building = building;
