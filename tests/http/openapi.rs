@@ -36,7 +36,28 @@ async fn every_route_is_in_it() {
     assert_eq!(documented, routes);
 }
 
+/// What can be looked at.
+const SHOWN: [&str; 16] = [
+    "/v1/models",
+    "/v1/models/{name}",
+    "/ai/models",
+    "/ai/models/status",
+    "/ai/models/loading-status",
+    "/ai/models/diagnostics",
+    "/ai/models/{name}/status",
+    "/",
+    "/help",
+    "/openapi.json",
+    "/status",
+    "/health",
+    "/capabilities",
+    "/livez",
+    "/readyz",
+    "/metrics",
+];
+
 /// Bodies that are answered, and some that are not.
+#[rustfmt::skip] // A table reads best as one.
 fn samples() -> Vec<(&'static str, &'static str, Value)> {
     let chat = |word: &str| json!({"messages": [{"role": "user", "content": word}]});
     let with = |mut body: Value, more: Value| {
@@ -50,81 +71,30 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
     let mut samples = vec![
         ("POST", "/v1/chat/completions", chat("think")),
         ("POST", "/v1/chat/completions", with(chat("calls"), tools)),
-        (
-            "POST",
-            "/v1/chat/completions",
-            with(chat("hi"), json!({"logprobs": true, "top_logprobs": 2})),
-        ),
-        (
-            "POST",
-            "/v1/chat/completions",
-            with(chat("hi"), json!({"stream": true})),
-        ),
+        ("POST", "/v1/chat/completions", with(chat("hi"), json!({"logprobs": true, "top_logprobs": 2}))),
+        ("POST", "/v1/chat/completions", with(chat("hi"), json!({"stream": true}))),
         ("POST", "/v1/completions", json!({"prompt": "a"})),
-        (
-            "POST",
-            "/v1/completions",
-            json!({"prompt": "a", "echo": true, "logprobs": 2}),
-        ),
-        (
-            "POST",
-            "/v1/completions",
-            json!({"prompt": "a", "logprobs": 0}),
-        ),
+        ("POST", "/v1/completions", json!({"prompt": "a", "echo": true, "logprobs": 2})),
+        ("POST", "/v1/completions", json!({"prompt": "a", "logprobs": 0})),
         ("POST", "/v1/responses", json!({"input": "think"})),
-        (
-            "POST",
-            "/v1/responses",
-            json!({"input": "long", "stream": true}),
-        ),
+        ("POST", "/v1/responses", json!({"input": "long", "stream": true})),
         ("POST", "/v1/responses", flat),
         ("POST", "/v1/embeddings", json!({"input": "a"})),
-        (
-            "POST",
-            "/v1/embeddings",
-            json!({"input": "a", "encoding_format": "base64"}),
-        ),
+        ("POST", "/v1/embeddings", json!({"input": "a", "encoding_format": "base64"})),
         ("POST", "/tokenize", json!({"content": "hö"})),
-        (
-            "POST",
-            "/tokenize",
-            json!({"content": "hö", "with_pieces": true}),
-        ),
+        ("POST", "/tokenize", json!({"content": "hö", "with_pieces": true})),
         ("POST", "/detokenize", json!({"tokens": [104]})),
         ("POST", "/apply-template", chat("hi")),
         ("POST", "/ai/text", json!({"text": "think"})),
         ("POST", "/ai/text", json!({"text": "hi", "stream": true})),
-        (
-            "POST",
-            "/ai/models/test",
-            json!({"modelName": "tiny", "prompt": "hi"}),
-        ),
+        ("POST", "/ai/models/test", json!({"modelName": "tiny", "prompt": "hi"})),
         ("POST", "/ai/models/cleanup", Value::Null),
         ("POST", "/ai/models/download", json!({"modelName": "x"})),
         ("POST", "/ai/text/upload-model-api", json!({})),
         ("POST", "/camera/detect", json!({})),
         ("DELETE", "/ai/models/{name}", Value::Null),
     ];
-    for path in [
-        "/v1/models",
-        "/v1/models/{name}",
-        "/ai/models",
-        "/ai/models/status",
-        "/ai/models/loading-status",
-        "/ai/models/diagnostics",
-        "/ai/models/{name}/status",
-        "/",
-        "/help",
-        "/openapi.json",
-        "/status",
-        "/health",
-        "/capabilities",
-        "/livez",
-        "/readyz",
-        "/metrics",
-    ] {
-        samples.push(("GET", path, Value::Null));
-    }
+    samples.extend(SHOWN.map(|path| ("GET", path, Value::Null)));
     samples
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn valid(document: &Value, schema: &Value, value: &Value) -> Result<(
 }
 
 /// Limits on numbers, lengths and patterns.
+#[expect(clippy::cast_precision_loss, reason = "tests have no such sizes")]
 fn sizes(schema: &Value, value: &Value) -> Result<(), String> {
     let (least, most, size) = match value {
         Value::Number(number) => ("minimum", "maximum", number.as_f64().unwrap()),

@@ -24,7 +24,6 @@ pub(super) const PATH: &str = "/openapi.json";
 const JSON: &str = "application/json";
 
 /// The handler.
-#[expect(clippy::unused_async, reason = "handlers are async")]
 pub(super) async fn show() -> Response {
     json::compact(StatusCode::OK, &document())
 }

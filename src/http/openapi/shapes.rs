@@ -46,10 +46,10 @@ pub(super) fn record<const N: usize, const M: usize>(
     always: [(&str, Value); N],
     perhaps: [(&str, Value); M],
 ) -> Value {
-    let required: Vec<&str> = always.iter().map(|(name, _)| *name).collect();
+    let required: Vec<String> = always.iter().map(|(name, _)| (*name).to_owned()).collect();
     let mut properties = Map::new();
-    for (name, schema) in always.iter().chain(&perhaps) {
-        properties.insert((*name).into(), schema.clone());
+    for (name, schema) in always.into_iter().chain(perhaps) {
+        properties.insert(name.into(), schema);
     }
     json!({"type": "object", "properties": properties, "required": required})
 }

@@ -100,8 +100,8 @@ fn length(text: &str, least: usize, most: usize) -> Result<(), Fault> {
     if fits && (least <= 1 || characters() >= least) {
         return Ok(());
     }
-    let what = if most == usize::MAX {
-        format!("must have {least} characters at least")
+    let what = if most == usize::MAX && least == 1 {
+        "must not be empty".into()
     } else {
         format!("must have {least} to {most} characters")
     };
@@ -139,10 +139,10 @@ fn whole(value: &Value, least: i64, most: i64) -> Result<(), Fault> {
 fn list(values: &[Value], of: &Shape, least: usize, most: usize) -> Result<(), Fault> {
     let found = format!("it has {}", values.len());
     if values.len() < least {
-        return Err(Fault::new(format!("must have {least} at least"), found));
+        return Err(Fault::new("must not be empty", found));
     }
     if values.len() > most {
-        return Err(Fault::new(format!("may have {most} at most"), found));
+        return Err(Fault::new(format!("may have {most} items at most"), found));
     }
     values.iter().enumerate().try_for_each(|(index, value)| {
         check(value, of).map_err(|fault| fault.inside(&format!("[{index}]")))

@@ -5,6 +5,7 @@ use pocket_llm::engine::{
     Answer, Embedded, EngineError, Event, FinishReason, Likelihood, Logprob, Prompt, Question,
     Request, Role, Token,
 };
+use std::fmt::Write;
 
 /// One call, or two and a word before them.
 pub(super) fn calls(two: bool) -> Vec<Event> {
@@ -108,10 +109,10 @@ pub(super) fn answer(question: &Question) -> Event {
                     Role::Assistant => "assistant",
                     Role::Tool => "tool",
                 };
-                prompt += &format!("<{who}>{}", message.content);
+                write!(prompt, "<{who}>{}", message.content).unwrap();
             }
             if let Some(tools) = tools {
-                prompt += &format!("<tools>{}", tools.tools.len());
+                write!(prompt, "<tools>{}", tools.tools.len()).unwrap();
             }
             Answer::Text(prompt)
         }

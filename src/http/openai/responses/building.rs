@@ -265,11 +265,11 @@ impl Building {
             "reasoning": {"effort": null, "summary": null},
             "store": false,
             "system_fingerprint": BUILD,
-            "temperature": self.temperature,
+            "temperature": short(self.temperature),
             "text": {"format": self.echo.format},
             "tool_choice": self.echo.tool_choice,
             "tools": self.echo.tools,
-            "top_p": self.top_p,
+            "top_p": short(self.top_p),
             "truncation": "disabled",
             "usage": usage.map(|usage| self.usage(usage)),
             "timings": usage.map(Timings::from),
@@ -286,6 +286,11 @@ impl Building {
             "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
         })
     }
+}
+
+/// A number with the digits that it was asked with: 0.95, not 0.949999988079071.
+fn short(number: f32) -> Value {
+    serde_json::from_str(&number.to_string()).unwrap_or_else(|_| number.into())
 }
 
 impl Kind {
