@@ -203,7 +203,8 @@ impl App {
         Ok(lease)
     }
 
-    async fn resolve(&self, asked: Option<&str>) -> Result<Model, ApiError> {
+    /// The model that a name means; the default one for none.
+    pub(super) async fn resolve(&self, asked: Option<&str>) -> Result<Model, ApiError> {
         let library = self.library();
         match asked {
             // Looks at disks beside the runtime's threads, where it holds nobody up.

@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::error::{ApiError, Code};
-use super::{exporter, phone, probes};
+use super::{exporter, openai, openapi, phone, probes};
 use axum::extract::MatchedPath;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -65,6 +65,64 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         exists: true,
         route: || post(phone::text::answer),
     },
+    Endpoint {
+        method: "POST",
+        path: openai::chat::PATH,
+        description: "OpenAI: the model's turn in a chat, whole or with \"stream\": true as it is made",
+        sample: Some(r#" -d '{"messages":[{"role":"user","content":"Why is the sky blue?"}]}'"#),
+        exists: true,
+        route: || post(openai::chat::answer),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::completions::PATH,
+        description: "OpenAI: what comes after a text, whole or with \"stream\": true as it is made",
+        sample: Some(r#" -d '{"prompt":"Once upon a time","max_tokens":50}'"#),
+        exists: true,
+        route: || post(openai::completions::answer),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::responses::PATH,
+        description: "OpenAI: items in, items out; nothing is stored",
+        sample: Some(r#" -d '{"input":"Why is the sky blue?"}'"#),
+        exists: true,
+        route: || post(openai::responses::answer),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::embeddings::PATH,
+        description: "OpenAI: texts as vectors",
+        sample: Some(r#" -d '{"input":"The sky is blue."}'"#),
+        exists: true,
+        route: || post(openai::embeddings::answer),
+    },
+    shows(openai::models::PATH, "OpenAI: the models that can be asked", || get(openai::models::list)),
+    shows(openai::models::ONE_PATH, "OpenAI: one of them", || get(openai::models::one)),
+    Endpoint {
+        method: "POST",
+        path: openai::tokens::TOKENIZE,
+        description: "a text as tokens",
+        sample: Some(r#" -d '{"content":"The sky is blue."}'"#),
+        exists: true,
+        route: || post(openai::tokens::tokenize),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::tokens::DETOKENIZE,
+        description: "tokens as a text",
+        sample: Some(r#" -d '{"tokens":[504,6376]}'"#),
+        exists: true,
+        route: || post(openai::tokens::detokenize),
+    },
+    Endpoint {
+        method: "POST",
+        path: openai::tokens::APPLY_TEMPLATE,
+        description: "a chat as the prompt that the model reads",
+        sample: Some(r#" -d '{"messages":[{"role":"user","content":"hi"}]}'"#),
+        exists: true,
+        route: || post(openai::tokens::apply_template),
+    },
     shows("/ai/models", "the models that can be asked", || get(phone::models::list)),
     Endpoint {
         method: "POST",
@@ -119,6 +177,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     shows("/", "this list", || get(phone::info::index)),
     shows("/help", "all endpoints with their fields, samples and errors", || get(phone::info::help)),
+    shows(openapi::PATH, "all of this as an OpenAPI 3.1 document", || get(openapi::show)),
     shows("/status", "what the server does now: model, queue, worker, uptime", || get(phone::status::status)),
     shows("/health", "whether the server can answer; 503 if not", || get(phone::status::health)),
     shows("/capabilities", "what the server can do", || get(phone::info::capabilities)),

@@ -123,6 +123,8 @@ pub(super) struct ApiError {
     details: Option<String>,
     /// Fields that the request must have.
     required: Vec<&'static str>,
+    /// The field that is wrong, as a path such as `messages[0].content`.
+    param: Option<String>,
     retry_after: Option<u32>,
     limit: Option<Limit>,
 }
@@ -144,6 +146,7 @@ impl ApiError {
             error: error.into(),
             details: None,
             required: Vec::new(),
+            param: None,
             retry_after: None,
             limit: None,
         }
@@ -166,6 +169,12 @@ impl ApiError {
         self
     }
 
+    /// Names the field that is wrong.
+    pub(super) fn param(mut self, path: impl Into<String>) -> Self {
+        self.param = Some(path.into());
+        self
+    }
+
     /// Says when to come back.
     pub(super) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
@@ -184,6 +193,14 @@ impl ApiError {
 
     pub(super) fn text(&self) -> &str {
         &self.error
+    }
+
+    pub(super) fn more(&self) -> Option<&str> {
+        self.details.as_deref()
+    }
+
+    pub(super) fn parameter(&self) -> Option<&str> {
+        self.param.as_deref()
     }
 
     pub(super) fn hit_limit(&self) -> Option<Limit> {
@@ -265,6 +282,8 @@ impl IntoResponse for ApiError {
         if matches!(self.code, Code::PayloadTooLarge | Code::RequestTimeout) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For who writes it in another shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -27,10 +27,24 @@ pub(super) fn parse_object(body: &[u8], known: &[&str]) -> Result<Map<String, Va
         return Err(ApiError::bad_request("the body is empty")
             .details(r#"send a JSON object, such as {"text":"hello"}"#));
     }
-    match kept(text, known).or_else(|_| kept(&repaired(text), known)) {
+    as_object(kept(text, known).or_else(|_| kept(&repaired(text), known)))
+}
+
+/// A body as a JSON object, without allowances: for clients that write JSON by program.
+pub(super) fn parse_strictly(body: &[u8], known: &[&str]) -> Result<Map<String, Value>, ApiError> {
+    let text = std::str::from_utf8(body).map_err(|error| {
+        ApiError::bad_request("the body is not UTF-8").details(error.to_string())
+    })?;
+    as_object(kept(text, known))
+}
+
+fn as_object(
+    parsed: serde_json::Result<Option<Map<String, Value>>>,
+) -> Result<Map<String, Value>, ApiError> {
+    match parsed {
         Ok(Some(object)) => Ok(object),
         Ok(None) => Err(ApiError::bad_request("the body is JSON, but no object")
-            .details(r#"send a JSON object, such as {"text":"hello"}"#)),
+            .details("send a JSON object: {…}")),
         Err(error) if error.to_string().starts_with("recursion limit") => {
             Err(ApiError::bad_request("the body is nested too deeply")
                 .details("128 levels is the limit"))

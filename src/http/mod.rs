@@ -9,17 +9,21 @@ pub mod listen;
 mod app;
 mod auth;
 mod body;
+mod caller;
 mod endpoints;
 mod error;
 mod exporter;
-mod fields;
 mod foreign;
+mod group;
 mod json;
 mod keys;
 mod lifecycle;
 mod negotiate;
+mod openai;
+mod openapi;
 mod phone;
 mod probes;
+mod schema;
 mod socket;
 mod timings;
 mod tracked;
@@ -33,7 +37,7 @@ pub use listen::Peer;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 
 /// All endpoints, behind the key check, behind the check for other sites' pages.
@@ -48,6 +52,7 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), auth::check))
         .layer(from_fn_with_state(app.clone(), foreign::check))
         .layer(from_fn_with_state(app.clone(), common_headers))
+        .layer(from_fn(openai::error::in_the_paths_shape))
         .with_state(app)
 }
 

@@ -5,6 +5,7 @@
 
 use super::app::App;
 use super::body::Memory;
+use super::caller::{Caller, RequestId};
 use super::error::ApiError;
 use crate::engine::{EngineError, Event, FinishReason, Generation, Request};
 use crate::metrics::{Limit, Outcome, TokenCounts};
@@ -25,7 +26,12 @@ pub(super) struct Tracker {
     last_text: Instant,
     started: bool,
     tokens: TokenCounts,
+    /// Pieces of answers so far: an estimate of their tokens until those are counted.
+    pieces: u32,
+    /// Generations that have not ended.
+    open: u32,
     outcome: Option<Outcome>,
+    id: Option<RequestId>,
 }
 
 impl Tracker {
@@ -43,8 +49,18 @@ impl Tracker {
             last_text: arrived,
             started: false,
             tokens: TokenCounts::default(),
+            pieces: 0,
+            open: 1,
             outcome: None,
+            id: None,
         }
+    }
+
+    /// The account of a caller's request.
+    pub(super) fn of(app: &App, endpoint: &'static str, caller: Caller) -> Self {
+        let mut tracker = Self::new(app, endpoint, caller.client);
+        tracker.id = caller.id;
+        tracker
     }
 
     pub(super) fn client(&self) -> &str {
@@ -68,7 +84,21 @@ impl Tracker {
         }
     }
 
-    fn observe(&mut self, event: &Event) {
+    /// The request goes to a model, as so many generations.
+    pub(super) fn goes_to(&mut self, model: &str, generations: usize) {
+        self.model = Some(model.to_owned());
+        self.open = u32::try_from(generations).unwrap_or(u32::MAX);
+    }
+
+    /// A question was answered that took so many tokens.
+    pub(super) fn answered(&mut self, prompt_tokens: u32) {
+        self.started = true;
+        self.tokens.prompt = prompt_tokens;
+        self.open = 0;
+        self.outcome = Some(Outcome::Ok);
+    }
+
+    pub(super) fn observe(&mut self, event: &Event) {
         match event {
             Event::Accepted { prompt_tokens, .. } => {
                 self.tokens.prompt = *prompt_tokens;
@@ -81,17 +111,22 @@ impl Tracker {
             }
             Event::Text { .. } | Event::ToolCall { .. } => self.spoke(),
             Event::Finished(outcome) => {
-                self.tokens.generated = outcome.usage.completion_tokens;
-                self.outcome = Some(match outcome.reason {
+                self.tokens.generated += outcome.usage.completion_tokens;
+                self.open = self.open.saturating_sub(1);
+                let outcome = match outcome.reason {
                     FinishReason::Stop | FinishReason::ToolCalls => Outcome::Ok,
                     FinishReason::Length => Outcome::Length,
                     FinishReason::Deadline => {
                         self.app.metrics().limit(Limit::Deadline);
                         Outcome::Deadline
                     }
-                });
+                };
+                // Of several answers, the one that did not end by itself is told.
+                if self.outcome.is_none_or(|before| before == Outcome::Ok) {
+                    self.outcome = Some(outcome);
+                }
             }
-            Event::Answered(_) => self.outcome = Some(Outcome::Ok),
+            Event::Answered(_) => self.answered(self.tokens.prompt),
             Event::Failed(error) => {
                 if let EngineError::Internal(what) = error {
                     tracing::error!(endpoint = self.endpoint, what, "the engine failed");
@@ -110,14 +145,19 @@ impl Tracker {
             self.app.metrics().first_text(now - self.arrived);
         }
         self.last_text = now;
-        // Pieces until the true number is known at the end.
-        self.tokens.generated += 1;
+        self.pieces += 1;
     }
 }
 
 impl Drop for Tracker {
     fn drop(&mut self) {
-        let outcome = self.outcome.unwrap_or(Outcome::Cancelled);
+        let outcome = match self.outcome {
+            Some(outcome) if self.open == 0 || matches!(outcome, Outcome::Error(_)) => outcome,
+            _ => Outcome::Cancelled,
+        };
+        if self.open > 0 {
+            self.tokens.generated = self.tokens.generated.max(self.pieces);
+        }
         self.app.request_ends();
         self.app.metrics().request(self.endpoint, outcome);
         if self.started {
@@ -128,6 +168,7 @@ impl Drop for Tracker {
             outcome = outcome.as_str(),
             client = self.client,
             model = self.model,
+            request = self.id.as_ref().map(tracing::field::display),
             prompt_tokens = self.tokens.prompt,
             cached_tokens = self.tokens.cached,
             generated_tokens = self.tokens.generated,
@@ -153,7 +194,7 @@ impl Tracked {
         lease: Lease,
         request: Request,
     ) -> Result<Self, ApiError> {
-        tracker.model = Some(lease.facts().model.name.clone());
+        tracker.goes_to(&lease.facts().model.name, 1);
         match lease.engine().submit(request) {
             Ok(generation) => Ok(Self {
                 generation,
@@ -191,6 +232,14 @@ impl Tracked {
         }
         event
     }
+}
+
+/// A random number in hexadecimal digits, for ids. Nobody's secret, but hard to meet twice.
+pub(super) fn hex() -> String {
+    use std::hash::BuildHasher;
+    // The standard library's hash keys are random.
+    let random = || std::hash::RandomState::new().hash_one(0u8);
+    format!("{:016x}{:016x}", random(), random())
 }
 
 /// Whole milliseconds.

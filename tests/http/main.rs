@@ -8,6 +8,8 @@ mod support;
 mod foreign;
 mod limits;
 mod models;
+mod openai;
+mod openapi;
 mod router;
 mod state;
 mod stream;

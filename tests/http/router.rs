@@ -20,6 +20,11 @@ async fn help_and_router_agree() {
     assert!(existing.len() >= 10, "{existing:?}");
     for (method, path) in &existing {
         let response = ask(server.address, method, path, &[], br#"{"text":"hi"}"#).await;
+        if speaks_openai(path) {
+            let code = response.json()["error"]["code"].clone();
+            assert_ne!(code, "not_found", "{method} {path}");
+            continue;
+        }
         // What needs other fields, a flag or a model that is there says so; nothing is unknown.
         let refused = ["INVALID_REQUEST", "FORBIDDEN", "MODEL_NOT_FOUND"];
         assert!(
@@ -41,10 +46,12 @@ async fn help_and_router_agree() {
             .map(|(method, _)| method)
             .collect();
         let response = ask(server.address, "PUT", path, &[], b"").await;
-        assert_eq!(
-            (response.status, response.code().as_str()),
-            (405, "METHOD_NOT_ALLOWED")
-        );
+        assert_eq!(response.status, 405);
+        if speaks_openai(path) {
+            assert_eq!(response.json()["error"]["code"], "method_not_allowed");
+        } else {
+            assert_eq!(response.code(), "METHOD_NOT_ALLOWED");
+        }
         let allow = response.header("allow").unwrap().to_owned();
         assert!(
             allowed.iter().all(|method| allow.contains(*method)),
@@ -54,24 +61,28 @@ async fn help_and_router_agree() {
         assert_eq!((options.status, options.body.len()), (204, 0));
         assert!(options.header("allow").is_some(), "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn index_and_help_agree() {
+    let server = Server::start().await;
+    let help = server.get("/help").await.json();
     let index = server.get("/").await.json();
-    let shown: Vec<&str> = index["available_endpoints"]
+    let mut shown: Vec<&str> = index["available_endpoints"]
         .as_array()
         .unwrap()
         .iter()
         .map(|name| name.as_str().unwrap())
         .collect();
-    let mut names: Vec<String> = existing
-        .iter()
-        .map(|(method, path)| format!("{method} {path}"))
-        .collect();
+    shown.sort_unstable();
+    let mut names: Vec<&String> = help["endpoints"].as_object().unwrap().keys().collect();
     names.sort();
-    let filled = shown
-        .iter()
-        .map(|name| name.replace("{name}", "some-model"));
-    let mut sorted: Vec<String> = filled.collect();
-    sorted.sort_unstable();
-    assert_eq!(sorted, names);
+    assert_eq!(shown, names);
+}
+
+/// Whether a path's errors have OpenAI's shape.
+fn speaks_openai(path: &str) -> bool {
+    path.starts_with("/v1/") || ["/tokenize", "/detokenize", "/apply-template"].contains(&path)
 }
 
 #[tokio::test]

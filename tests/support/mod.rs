@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod gguf_file;
+pub(crate) mod json_schema;
 pub(crate) mod scripted_worker;
 
 pub(crate) use gguf_file::write_model;

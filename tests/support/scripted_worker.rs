@@ -3,6 +3,8 @@
 //! A prompt that begins with `hold` is left to the test, which sends events by hand; every other one is answered at once
 //! by [`script`].
 
+mod answers;
+
 use super::within;
 use pocket_llm::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use pocket_llm::engine::{
@@ -142,6 +144,10 @@ impl Shared {
                     id,
                     work: Work::Generate(request),
                 } => script(request).map(|events| step(*id, events)),
+                ToWorker::Submit {
+                    id,
+                    work: Work::Ask(question),
+                } => Some(step(*id, [answers::answer(question)])),
                 _ => None,
             };
             if !matches!(frame, ToWorker::Load { .. }) {
@@ -176,17 +182,18 @@ fn step(id: RequestId, events: impl IntoIterator<Item = Event>) -> Order {
 
 /// How a prompt is answered; `None` leaves it to the test.
 fn script(request: &Request) -> Option<Vec<Event>> {
-    let Prompt::Messages(messages) = &request.prompt else {
-        return None;
+    let said = match &request.prompt {
+        Prompt::Messages(messages) => messages.last()?.content.as_str(),
+        Prompt::Text(text) => text,
+        Prompt::Tokens(_) => "tokens",
     };
-    let words = messages
-        .last()?
-        .content
-        .split_whitespace()
-        .next()
-        .unwrap_or("");
-    match words {
+    let plain = request.logprobs.is_none() && !request.echo;
+    match said.split_whitespace().next().unwrap_or("") {
         "hold" => None,
+        "call" | "calls" if request.tools.is_some() => {
+            Some(answers::calls(said.starts_with("calls")))
+        }
+        _ if !plain => Some(answers::with_logprobs(request)),
         "think" => Some(vec![
             accepted(),
             Event::Started { cached_tokens: 2 },
@@ -227,7 +234,7 @@ pub(crate) fn text(text: &str) -> Event {
     }
 }
 
-fn thought(text: &str) -> Event {
+pub(crate) fn thought(text: &str) -> Event {
     Event::Text {
         text: text.into(),
         thinking: true,

@@ -120,7 +120,7 @@ fn describe(endpoint: &Endpoint, base_url: &str) -> Value {
     if endpoint.path == text::PATH {
         let fields: Map<String, Value> = text::FIELDS
             .iter()
-            .map(|(name, meaning)| ((*name).into(), (*meaning).into()))
+            .map(|field| (field.name.into(), field.about.into()))
             .collect();
         described["fields"] = fields.into();
     }

@@ -3,7 +3,8 @@
 use super::super::super::app::{App, blocking};
 use super::super::super::error::{ApiError, Code};
 use super::super::super::json;
-use super::{store, texts};
+use super::super::super::schema::{Field, needed};
+use super::{WORDS, store, texts};
 use crate::models::download::{DownloadError, Downloads, Refused, Start};
 use crate::models::{Entry, ModelName, ModelRef};
 use axum::body::Body;
@@ -11,6 +12,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::json;
+
+/// The fields of a request.
+pub(in crate::http) const FIELDS: &[Field; 1] =
+    &[needed("modelName", WORDS, "a name of the catalogue")];
 
 /// Seconds after which a client may ask again when the queue of downloads is full.
 const RETRY_SECONDS: u32 = 60;
@@ -20,7 +25,7 @@ pub(in crate::http) async fn start(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let [name] = texts(&app, &headers, body, ["modelName"]).await?;
+    let [name] = texts(&app, &headers, body, FIELDS).await?;
     if let Some(there) = on_disk(&app, &name)? {
         return Ok(there);
     }

@@ -11,7 +11,8 @@ pub(in crate::http) mod upload;
 
 use super::super::app::App;
 use super::super::error::{ApiError, Code};
-use super::super::json;
+use super::super::schema::{Field, Shape};
+use super::super::{body, json};
 use crate::engine::EngineState;
 use crate::models::catalogue::Capability;
 use crate::models::store::Store;
@@ -146,27 +147,34 @@ fn not_found(name: &ModelName) -> ApiError {
         .details("GET /ai/models lists those that are known")
 }
 
-/// The named text fields of a body, all of which must be there.
+/// A text that says something.
+pub(super) const WORDS: Shape = Shape::Text {
+    least: 1,
+    most: usize::MAX,
+};
+
+/// The text fields of a body, all of which must be there and say something.
 pub(super) async fn texts<const N: usize>(
     app: &App,
     headers: &HeaderMap,
     body: Body,
-    names: [&'static str; N],
+    fields: &'static [Field; N],
 ) -> Result<[String; N], ApiError> {
-    use super::super::{body, fields::Fields};
     let received = body::read(app, headers, body).await?;
-    let mut fields = Fields::new(json::parse_object(&received.bytes, &names)?);
+    let names = fields.map(|field| field.name);
+    let mut object = json::parse_object(&received.bytes, &names)?;
     let mut texts: [String; N] = std::array::from_fn(|_| String::new());
     for (text, name) in texts.iter_mut().zip(names) {
-        let value = fields.string(name)?.filter(|text| !text.trim().is_empty());
-        let Some(value) = value else {
-            return Err(ApiError::new(
-                Code::InvalidRequest,
-                format!("the field {name:?} is missing"),
-            )
-            .required(names.into()));
-        };
-        value.trim().clone_into(text);
+        match object.remove(name) {
+            Some(Value::String(said)) if !said.trim().is_empty() => {
+                said.trim().clone_into(text);
+            }
+            None | Some(Value::Null | Value::String(_)) => {
+                let error = format!("the field {name:?} is missing");
+                return Err(ApiError::new(Code::InvalidRequest, error).required(names.into()));
+            }
+            Some(_) => return Err(ApiError::bad_request(format!("`{name}` must be a string"))),
+        }
     }
     Ok(texts)
 }

@@ -2,8 +2,9 @@
 
 use super::super::super::app::{App, blocking};
 use super::super::super::error::{ApiError, Code};
+use super::super::super::schema::{Field, needed};
 use super::download::{answer, downloads, forbidden, refused};
-use super::texts;
+use super::{WORDS, texts};
 use crate::models::ModelName;
 use crate::models::download::{Wish, is_public, parse_url, shown};
 use axum::body::Body;
@@ -11,6 +12,21 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use std::net::IpAddr;
+
+/// The fields of a request.
+pub(in crate::http) const FIELDS: &[Field; 3] = &[
+    needed(
+        "url",
+        WORDS,
+        "where the file is: http or https, at a public address",
+    ),
+    needed("name", WORDS, "what the model is to be called"),
+    needed(
+        "fileName",
+        WORDS,
+        "the file's name; the model's name is what counts",
+    ),
+];
 
 pub(in crate::http) async fn install(
     State(app): State<App>,
@@ -20,7 +36,7 @@ pub(in crate::http) async fn install(
     if !app.settings().allow_install {
         return Err(forbidden());
     }
-    let [url, name, file] = texts(&app, &headers, body, ["url", "name", "fileName"]).await?;
+    let [url, name, file] = texts(&app, &headers, body, FIELDS).await?;
     let invalid = |error: String| ApiError::new(Code::InvalidModel, error);
     let model = ModelName::parse(&name).map_err(|error| invalid(error.to_string()))?;
     // The file is called like the model; the name of a file is only looked at.

@@ -10,7 +10,8 @@ mod stream;
 use super::super::app::App;
 use super::super::error::ApiError;
 use super::super::listen::Peer;
-use super::super::negotiate::{self, Shape};
+use super::super::negotiate;
+use super::super::schema::{Field, Shape, needed, optional};
 use super::super::tracked::{Tracked, Tracker};
 use super::super::{body, json};
 use crate::engine::{EngineError, Event, Outcome, Request};
@@ -28,32 +29,55 @@ pub(in crate::http) const PATH: &str = "/ai/text";
 pub(in crate::http) const DESCRIPTION: &str = "answers a prompt with the model: one JSON object, or a stream with \
      \"stream\": true or Accept: text/event-stream, application/x-ndjson or text/plain";
 
-/// The fields of a request, for `/help`.
+/// The fields of a request.
 #[rustfmt::skip] // A table reads best as one.
-pub(in crate::http) const FIELDS: &[(&str, &str)] = &[
-    ("text", "what to answer; `prompt` is another name (`text` wins unless it is empty)"),
-    ("model", "one of the names in /ai/models; the served model if absent"),
-    ("temperature", "0 to 100; 0 always takes the likeliest token"),
-    ("topK", "whole number; 0 keeps all tokens"),
-    ("topP", "0 to 1; 1 keeps all tokens"),
-    ("maxTokens", "at least 1; 1024 if absent; the context's end is a limit in any case"),
-    ("stream", "true streams, false never does, whatever Accept says"),
-    ("system", "standing instructions"),
-    ("messages", "earlier turns: a list of {role: system|user|assistant, content}; `text` is then the latest turn, or absent if the list ends with it"),
-    ("minP", "0 to 1; 0 is off"),
-    ("seed", "whole number; absent or -1 for a random one, which metadata tells"),
-    ("repeatPenalty", "0.01 to 100; 1 is off"),
-    ("frequencyPenalty", "-100 to 100; 0 is off"),
-    ("presencePenalty", "-100 to 100; 0 is off"),
-    ("repeatLastN", "tokens that the penalties look at, up to 65536; 64 if absent"),
-    ("stop", "a string or up to 16, each of 1 to 256 bytes; the answer ends before the first of them"),
-    ("ignoreEos", "true goes on until maxTokens (for benchmarks)"),
-    ("cachePrompt", "false decodes the whole prompt anew"),
-    ("deadlineMs", "milliseconds after which the answer ends as it is, up to a day"),
+pub(in crate::http) const FIELDS: &[Field] = &[
+    optional("text", Shape::TEXT, "what to answer; `prompt` is another name (`text` wins unless it is empty)"),
+    optional("prompt", Shape::TEXT, "another name of `text`"),
+    optional("model", Shape::TEXT, "one of the names in /ai/models; the served model if absent"),
+    optional("temperature", Shape::Number { least: 0.0, most: 100.0 }, "0 to 100; 0 always takes the likeliest token"),
+    optional("topK", Shape::at_least(0), "whole number; 0 keeps all tokens"),
+    optional("topP", Shape::Number { least: 0.0, most: 1.0 }, "0 to 1; 1 keeps all tokens"),
+    optional("maxTokens", Shape::at_least(1), "at least 1; 1024 if absent; the context's end is a limit in any case"),
+    optional("stream", Shape::Flag, "true streams, false never does, whatever Accept says"),
+    optional("format", Shape::Either(&[Shape::Choice(&["json"]), Shape::AnyObject]), "\"json\" for a JSON object as the answer, or a JSON Schema that it follows"),
+    optional("system", Shape::TEXT, "standing instructions"),
+    optional("messages", Shape::list(&TURN), "earlier turns: a list of {role: system|user|assistant, content}; `text` is then the latest turn, or absent if the list ends with it"),
+    optional("minP", Shape::Number { least: 0.0, most: 1.0 }, "0 to 1; 0 is off"),
+    optional("seed", Shape::at_least(-1), "whole number; absent or -1 for a random one, which metadata tells"),
+    // The engine divides by it.
+    optional("repeatPenalty", Shape::Number { least: 0.01, most: 100.0 }, "0.01 to 100; 1 is off"),
+    optional("frequencyPenalty", Shape::Number { least: -100.0, most: 100.0 }, "-100 to 100; 0 is off"),
+    optional("presencePenalty", Shape::Number { least: -100.0, most: 100.0 }, "-100 to 100; 0 is off"),
+    optional("repeatLastN", Shape::at_least(0), "tokens that the penalties look at, up to 65536; 64 if absent"),
+    optional("stop", Shape::Either(&[STOP, Shape::List { of: &STOP, least: 0, most: 16 }]), "a string or up to 16, each of 1 to 256 characters; the answer ends before the first of them"),
+    optional("ignoreEos", Shape::Flag, "true goes on until maxTokens (for benchmarks)"),
+    optional("cachePrompt", Shape::Flag, "false decodes the whole prompt anew"),
+    optional("deadlineMs", Shape::at_least(1), "milliseconds after which the answer ends as it is, up to a day"),
 ];
+
+const STOP: Shape = Shape::Text {
+    least: 1,
+    most: 256,
+};
+
+const TURN: Shape = Shape::Object(&[
+    needed(
+        "role",
+        Shape::Choice(&["system", "user", "assistant"]),
+        "who speaks",
+    ),
+    needed("content", Shape::TEXT, "what was said"),
+]);
 
 /// Where a model is tried.
 pub(in crate::http) const TEST_PATH: &str = "/ai/models/test";
+
+/// The fields of such a request.
+pub(in crate::http) const TEST_FIELDS: &[Field; 2] = &[
+    needed("modelName", super::models::WORDS, "the model to try"),
+    needed("prompt", super::models::WORDS, "what to answer"),
+];
 
 /// Tokens of such an answer at most.
 const TEST_TOKENS: u32 = 64;
@@ -89,8 +113,8 @@ pub(in crate::http) async fn answer(
         Err(error) => return error.into_response(),
     };
     let answered = match shape {
-        Shape::Json => whole(generation, frame).await,
-        Shape::Stream(format) => {
+        negotiate::Shape::Json => whole(generation, frame).await,
+        negotiate::Shape::Stream(format) => {
             stream::start(generation, frame, format, app.settings().keep_alive).await
         }
     };
@@ -111,8 +135,7 @@ pub(in crate::http) async fn test(
     );
     let mut tracker = Tracker::new(&app, TEST_PATH, client);
     let tried = async {
-        let fields = ["modelName", "prompt"];
-        let [name, prompt] = super::models::texts(&app, &headers, body, fields).await?;
+        let [name, prompt] = super::models::texts(&app, &headers, body, TEST_FIELDS).await?;
         let lease = app.lease(Some(&name)).await?;
         let asked = request::TextRequest::test(prompt, TEST_TOKENS);
         Ok((
@@ -135,7 +158,7 @@ struct Prepared {
     request: Request,
     lease: Lease,
     frame: Frame,
-    shape: Shape,
+    shape: negotiate::Shape,
 }
 
 async fn prepare(

@@ -1,10 +1,9 @@
 //! From a body to a request that can't be wrong.
 
 use super::super::super::error::ApiError;
-use super::super::super::fields::{Fields, wrong_type};
-use super::super::super::json;
+use super::super::super::schema::Body;
 use super::FIELDS;
-use crate::engine::{EngineError, Message, Prompt, Request, Role, Sampling};
+use crate::engine::{EngineError, Format, Message, Prompt, Request, Role, Sampling};
 use crate::models::SamplingDefaults;
 use serde_json::Value;
 
@@ -13,8 +12,6 @@ const DEFAULT_MAX_TOKENS: u32 = 1024;
 /// Tokens that penalties look at when a request names no number, as in llama.cpp.
 const DEFAULT_REPEAT_LAST_N: u32 = 64;
 const MOST_REPEAT_LAST_N: u32 = 65_536;
-const MOST_STOPS: usize = 16;
-const LONGEST_STOP: usize = 256;
 const LONGEST_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
 /// A larger body is parsed beside the runtime's threads, where it holds nobody up.
 const PARSE_INLINE: usize = 256 << 10;
@@ -25,6 +22,7 @@ pub(super) struct TextRequest {
     pub(super) model: Option<String>,
     pub(super) stream: Option<bool>,
     messages: Vec<Message>,
+    format: Option<Format>,
     temperature: Option<f32>,
     top_k: Option<u32>,
     top_p: Option<f32>,
@@ -55,31 +53,32 @@ pub(super) async fn parse(body: Vec<u8>) -> Result<TextRequest, ApiError> {
 
 impl TextRequest {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut known: Vec<&str> = FIELDS.iter().map(|(name, _)| *name).collect();
-        known.extend(["prompt", "image", "captureConfig"]);
-        let mut fields = Fields::new(json::parse_object(body, &known)?);
-        no_pictures(&mut fields)?;
+        let mut body = Body::parse_kindly(body, &[FIELDS], &["image", "captureConfig"])?;
+        no_pictures(&mut body)?;
         Ok(Self {
-            model: fields.string("model")?,
-            stream: fields.boolean("stream")?,
-            messages: messages(&mut fields)?,
-            temperature: fields.number("temperature", 0.0..=100.0)?,
-            top_k: at_most(fields.whole("topK", 0)?, u32::MAX),
-            top_p: fields.number("topP", 0.0..=1.0)?,
-            min_p: fields.number("minP", 0.0..=1.0)?,
-            // The engine divides by it.
-            repeat_penalty: fields.number("repeatPenalty", 0.01..=100.0)?,
-            repeat_last_n: at_most(fields.whole("repeatLastN", 0)?, MOST_REPEAT_LAST_N),
-            frequency_penalty: fields.number("frequencyPenalty", -100.0..=100.0)?,
-            presence_penalty: fields.number("presencePenalty", -100.0..=100.0)?,
-            seed: seed(&mut fields)?,
-            stop: stop(&mut fields)?,
-            max_tokens: at_most(fields.whole("maxTokens", 1)?, i32::MAX.cast_unsigned())
-                .unwrap_or(DEFAULT_MAX_TOKENS),
-            ignore_eos: fields.boolean("ignoreEos")?.unwrap_or(false),
-            cache_prompt: fields.boolean("cachePrompt")?.unwrap_or(true),
-            deadline_ms: fields
-                .whole("deadlineMs", 1)?
+            model: body.text("model"),
+            stream: body.flag("stream"),
+            messages: messages(&mut body)?,
+            format: body.any("format").map(format),
+            temperature: body.number("temperature"),
+            top_k: body.count("topK"),
+            top_p: body.number("topP"),
+            min_p: body.number("minP"),
+            repeat_penalty: body.number("repeatPenalty"),
+            repeat_last_n: body.count("repeatLastN").map(|n| n.min(MOST_REPEAT_LAST_N)),
+            frequency_penalty: body.number("frequencyPenalty"),
+            presence_penalty: body.number("presencePenalty"),
+            // llama.cpp's way to ask for a random one is -1, which is no number of this type.
+            seed: body.whole("seed").and_then(|seed| u64::try_from(seed).ok()),
+            stop: body.texts("stop"),
+            max_tokens: body
+                .count("maxTokens")
+                .map_or(DEFAULT_MAX_TOKENS, |n| n.min(i32::MAX.cast_unsigned())),
+            ignore_eos: body.flag("ignoreEos").unwrap_or(false),
+            cache_prompt: body.flag("cachePrompt").unwrap_or(true),
+            deadline_ms: body
+                .whole("deadlineMs")
+                .and_then(|ms| u64::try_from(ms).ok())
                 .map(|ms| ms.min(LONGEST_DEADLINE_MS)),
         })
     }
@@ -114,31 +113,23 @@ impl TextRequest {
             ignore_eos: self.ignore_eos,
             cache_prompt: self.cache_prompt,
             deadline_ms: self.deadline_ms,
+            format: self.format,
             ..Request::new(client, Prompt::Messages(self.messages))
         }
     }
 }
 
-fn at_most(value: Option<u64>, most: u32) -> Option<u32> {
-    value.map(|value| u32::try_from(value).unwrap_or(u32::MAX).min(most))
-}
-
-fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
-    match fields.any("seed") {
-        // llama.cpp's way to ask for a random one.
-        Some(value) if value.as_i64() == Some(-1) => Ok(None),
-        Some(value) => {
-            Fields::new([("seed".to_owned(), value)].into_iter().collect()).whole("seed", 0)
-        }
-        None => Ok(None),
+fn format(asked: Value) -> Format {
+    match asked {
+        Value::Object(_) => Format::JsonSchema(asked),
+        _ => Format::JsonObject,
     }
 }
 
-fn no_pictures(fields: &mut Fields) -> Result<(), ApiError> {
-    let image = fields
-        .string("image")?
-        .is_some_and(|image| !image.is_empty());
-    if image || fields.any("captureConfig").is_some() {
+fn no_pictures(body: &mut Body) -> Result<(), ApiError> {
+    let image = body.any("image");
+    let is_picture = |image: &Value| image.as_str() != Some("");
+    if image.is_some_and(|image| is_picture(&image)) || body.any("captureConfig").is_some() {
         return Err(ApiError::bad_request("this model reads text only")
             .details("leave out `image` and `captureConfig`"));
     }
@@ -146,15 +137,10 @@ fn no_pictures(fields: &mut Fields) -> Result<(), ApiError> {
 }
 
 /// The chat: `system`, the turns of `messages`, and `text` as the latest turn.
-fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
-    let text = fields.string("text")?.filter(|text| !text.is_empty());
-    let prompt = fields.string("prompt")?.filter(|text| !text.is_empty());
-    let system = fields.string("system")?.filter(|text| !text.is_empty());
-    let turns = match fields.any("messages") {
-        None => Vec::new(),
-        Some(Value::Array(turns)) => turns.into_iter().map(turn).collect::<Result<_, _>>()?,
-        Some(other) => return Err(wrong_type("messages", "a list", &other)),
-    };
+fn messages(body: &mut Body) -> Result<Vec<Message>, ApiError> {
+    let mut said = |name| body.text(name).filter(|text| !text.is_empty());
+    let (text, prompt, system) = (said("text"), said("prompt"), said("system"));
+    let turns: Vec<Message> = body.list("messages").into_iter().map(turn).collect();
     if system.is_some() && turns.iter().any(|turn| turn.role == Role::System) {
         return Err(ApiError::bad_request(
             "give either `system` or a system message, not both",
@@ -174,58 +160,14 @@ fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
     }
 }
 
-fn turn(value: Value) -> Result<Message, ApiError> {
-    let Value::Object(object) = value else {
-        return Err(wrong_type("messages", "a list of objects", &value));
-    };
-    let mut fields = Fields::new(object);
-    let role = match fields.string("role")?.as_deref() {
+fn turn(value: Value) -> Message {
+    let mut turn = Body::of(value);
+    let role = match turn.text("role").as_deref() {
         Some("system") => Role::System,
-        Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
-        _ => {
-            return Err(ApiError::bad_request(
-                "`role` must be system, user or assistant",
-            ));
-        }
+        _ => Role::User,
     };
-    let content = fields.string("content")?;
-    let content = content.ok_or_else(|| ApiError::bad_request("`content` is missing"))?;
-    Ok(Message::new(role, content))
-}
-
-fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let stops = match fields.any("stop") {
-        None => Vec::new(),
-        Some(Value::String(stop)) => vec![stop],
-        Some(Value::Array(stops)) => {
-            let text = |stop| match stop {
-                Value::String(stop) => Ok(stop),
-                other => Err(wrong_type("stop", "a list of strings", &other)),
-            };
-            // Not more are looked at than may be there, and one more to see that.
-            stops
-                .into_iter()
-                .take(MOST_STOPS + 1)
-                .map(text)
-                .collect::<Result<_, _>>()?
-        }
-        Some(other) => return Err(wrong_type("stop", "a string or a list of strings", &other)),
-    };
-    if stops.len() > MOST_STOPS {
-        return Err(ApiError::bad_request(format!(
-            "`stop` may hold {MOST_STOPS} strings at most"
-        )));
-    }
-    if stops
-        .iter()
-        .any(|stop| !(1..=LONGEST_STOP).contains(&stop.len()))
-    {
-        return Err(ApiError::bad_request(format!(
-            "each string of `stop` must have 1 to {LONGEST_STOP} bytes"
-        )));
-    }
-    Ok(stops)
+    Message::new(role, turn.text("content").unwrap_or_default())
 }
 
 #[cfg(test)]

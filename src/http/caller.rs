@@ -1,0 +1,59 @@
+//! Who asks, and under which number.
+
+use super::listen::Peer;
+use super::tracked::hex;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
+use std::convert::Infallible;
+use std::fmt;
+
+/// Characters of a client's own id at most.
+const LONGEST_ID: usize = 128;
+
+/// A request's number: the client's own from `X-Request-Id`, or a random one. It is in the log and in the answer's header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RequestId(String);
+
+impl RequestId {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        let usable = |id: &&str| {
+            (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match given.filter(usable) {
+            Some(id) => Self(id.into()),
+            None => Self(format!("req_{}", hex())),
+        }
+    }
+
+    pub(super) fn header(&self) -> Option<HeaderValue> {
+        HeaderValue::from_str(&self.0).ok()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a handler needs to know of a request beside its body.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// A client is its address: the queue is fair between addresses.
+    pub(super) client: String,
+    pub(super) id: Option<RequestId>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<Peer>();
+        Ok(Self {
+            client: peer.map_or_else(|| "unknown".into(), |peer| peer.client.to_string()),
+            id: parts.extensions.get().cloned(),
+        })
+    }
+}

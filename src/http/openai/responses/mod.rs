@@ -1,0 +1,89 @@
+//! `POST /v1/responses`: items in, items out (reasoning, a message, calls of tools), whole or as events.
+//!
+//! Nothing is stored: each request brings the whole conversation.
+
+mod building;
+mod request;
+
+use super::sse::{Out, Script};
+use super::{read, sse};
+use crate::engine::Event;
+use crate::http::app::App;
+use crate::http::caller::Caller;
+use crate::http::error::ApiError;
+use crate::http::group::{Group, ended_early};
+use crate::http::json;
+use crate::http::tracked::Tracker;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use building::Building;
+use request::ResponseRequest;
+
+pub(in crate::http) use request::TABLE;
+
+/// Where it is.
+pub(in crate::http) const PATH: &str = "/v1/responses";
+
+/// The handler.
+pub(in crate::http) async fn answer(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut tracker = Tracker::of(&app, PATH, caller);
+    let prepared = async {
+        let parse = ResponseRequest::parse;
+        let asked = read(&app, &mut tracker, (&headers, body), parse).await?;
+        let lease = app.lease(asked.common.model.as_deref()).await?;
+        Ok((asked, lease))
+    };
+    let (asked, lease) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            tracker.failed(&error);
+            return Err(error);
+        }
+    };
+    let stream = asked.common.stream;
+    let (request, echo) = asked.into_engine(&lease.facts().sampling, tracker.client());
+    let building = Building::new(&lease.facts().model.name, echo, &request);
+    let mut group = Group::submit(tracker, lease, vec![request])?;
+    if stream.is_some() {
+        return sse::start(group, 1, Events(building), app.settings().keep_alive).await;
+    }
+    let mut building = building;
+    while let Some((_, event)) = group.next().await {
+        if let Event::Failed(error) = event {
+            return Err(ApiError::from(&error));
+        }
+        building.event(event, &mut |_, _| {});
+    }
+    if !building.is_over() {
+        return Err(ended_early());
+    }
+    Ok(json::compact(StatusCode::OK, &building.response()))
+}
+
+/// Writes the events of a stream.
+struct Events(Building);
+
+impl Script for Events {
+    fn begin(&mut self, out: &mut Out) {
+        self.0.begin(&mut |name, event| out.named(name, &event));
+    }
+
+    fn event(&mut self, _: usize, event: Event, out: &mut Out) {
+        self.0
+            .event(event, &mut |name, event| out.named(name, &event));
+    }
+
+    fn end(&mut self, _: &mut Out) {}
+
+    fn fail(&mut self, error: &ApiError, out: &mut Out) {
+        self.0
+            .fail(error, &mut |name, event| out.named(name, &event));
+    }
+}
