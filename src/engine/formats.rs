@@ -111,9 +111,7 @@ impl Tool {
         }
         let of_an_object = match &self.parameters {
             None => true,
-            Some(Value::Object(schema)) => {
-                schema.get("type").is_none_or(|kind| kind == "object")
-            }
+            Some(Value::Object(schema)) => schema.get("type").is_none_or(|kind| kind == "object"),
             Some(_) => false,
         };
         if !of_an_object {

@@ -477,5 +477,7 @@ impl Tokeniser {
 }
 
 fn check_tools(tools: Option<&Tools>) -> Result<(), EngineError> {
-    tools.map_or(Ok(()), |tools| tools.check().map_err(EngineError::BadRequest))
+    tools.map_or(Ok(()), |tools| {
+        tools.check().map_err(EngineError::BadRequest)
+    })
 }

@@ -405,7 +405,8 @@ impl Engine<'_> {
         for mut sequence in self.running.extract_if(.., |sequence| sequence.is_done()) {
             let (id, mut said) = (sequence.arrival.id, Vec::new());
             let finished = sequence.finish(&mut said);
-            self.events.extend(said.into_iter().map(|event| (id, event)));
+            self.events
+                .extend(said.into_iter().map(|event| (id, event)));
             let left = sequence.take_logprobs();
             // What a stop string cut off is no part of the answer; the bytes of a broken character are.
             if !left.is_empty()

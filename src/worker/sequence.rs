@@ -288,7 +288,12 @@ impl Sequence {
             *logprobs = std::mem::take(&mut self.logprobs);
         }
         // What is in a call is no text.
-        if self.arrival.calls.as_ref().is_some_and(CallSplitter::in_call) {
+        if self
+            .arrival
+            .calls
+            .as_ref()
+            .is_some_and(CallSplitter::in_call)
+        {
             self.logprobs.clear();
         }
     }

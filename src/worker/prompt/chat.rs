@@ -5,7 +5,7 @@
 
 use super::{PromptError, json};
 use crate::engine::{Message, Role, Tool, ToolCall, ToolChoice, Tools};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Messages and the tools that they may speak of.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +86,10 @@ impl Chat {
     pub(super) fn any(&self, mut test: impl FnMut(&str) -> bool) -> bool {
         for turn in &self.turns {
             let ids = turn.call_id.iter().chain(&turn.tool);
-            if std::iter::once(&turn.content).chain(ids).any(|text| test(text)) {
+            if std::iter::once(&turn.content)
+                .chain(ids)
+                .any(|text| test(text))
+            {
                 return true;
             }
             for call in &turn.calls {
@@ -138,10 +141,11 @@ impl Chat {
         for (index, mut turn) in self.turns.into_iter().enumerate() {
             match turn.role {
                 Role::System if index > 0 || !later_only => {
-                    lead = Some(lead.map_or_else(
-                        || turn.content.clone(),
-                        |lead| joined(&lead, &turn.content),
-                    ));
+                    lead =
+                        Some(lead.map_or_else(
+                            || turn.content.clone(),
+                            |lead| joined(&lead, &turn.content),
+                        ));
                     continue;
                 }
                 Role::User => {
@@ -253,10 +257,10 @@ impl Call {
     /// The object that a call is in Hermes' form.
     pub(super) fn json(&self) -> Result<String, PromptError> {
         let call = [
-            ("name".into(), Value::from(self.name.as_str())),
-            ("arguments".into(), self.arguments.clone()),
+            ("name", self.name.as_str().into()),
+            ("arguments", json::value(&self.arguments)),
         ];
-        json::dumps(&Value::Object(Map::from_iter(call)))
+        json::dumps(&minijinja::Value::from_pairs(call))
     }
 }
 

@@ -10,7 +10,7 @@ use super::chat::{Chat, Turn};
 use super::{PromptError, json};
 use crate::engine::{Role, Tool};
 use crate::worker::tools::{CLOSE, OPEN};
-use serde_json::{Map, Value};
+use minijinja::Value;
 
 impl Chat {
     /// The same chat without tools, calls and results, for a template that does not know them.
@@ -84,13 +84,13 @@ fn instructions(tools: &[Tool], parallel: bool) -> Result<String, PromptError> {
 
 /// A tool as one JSON object.
 pub(super) fn function(tool: &Tool) -> Value {
-    let mut function = Map::new();
-    function.insert("name".into(), tool.name.as_str().into());
-    if let Some(description) = &tool.description {
-        function.insert("description".into(), description.as_str().into());
-    }
-    if let Some(parameters) = &tool.parameters {
-        function.insert("parameters".into(), parameters.clone());
-    }
-    Value::Object(function)
+    let mut pairs: Vec<(&str, Value)> = vec![("name", tool.name.as_str().into())];
+    pairs.extend(
+        tool.description
+            .as_deref()
+            .map(|text| ("description", text.into())),
+    );
+    let parameters = tool.parameters.as_ref();
+    pairs.extend(parameters.map(|schema| ("parameters", json::value(schema))));
+    Value::from_pairs(pairs)
 }

@@ -110,10 +110,7 @@ impl Jinja {
             .into_iter()
             .filter_map(|(name, text)| Some((name, Value::from(text.as_deref()?))));
         let tools = chat.tools.iter().map(|tool| {
-            Value::from_pairs([
-                ("type", "function".into()),
-                ("function", value(&function(tool))),
-            ])
+            Value::from_pairs([("type", "function".into()), ("function", function(tool))])
         });
         let tools = match chat.tools.as_slice() {
             [] => Value::from(()),

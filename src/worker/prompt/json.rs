@@ -40,7 +40,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
 }
 
 /// What `tojson` without options makes of a value.
-pub(super) fn dumps(json: &serde_json::Value) -> Result<String, PromptError> {
+pub(super) fn dumps(value: &Value) -> Result<String, PromptError> {
     let mut writer = Writer {
         out: String::new(),
         ascii: false,
@@ -50,7 +50,7 @@ pub(super) fn dumps(json: &serde_json::Value) -> Result<String, PromptError> {
         after_key: ": ".into(),
     };
     writer
-        .value(&value(json), 0)
+        .value(value, 0)
         .map_err(|error| PromptError::Template(error.to_string()))?;
     Ok(writer.out)
 }

@@ -35,9 +35,11 @@ pub fn plan(tools: &Tools, syntax: Syntax) -> ToolPlan {
                 again: false,
             };
         }
-        (ToolChoice::Auto, Syntax::Tagged) => {
-            (format!(r#""\n" call "\n{CLOSE}""#), Some(OPEN), tools.parallel)
-        }
+        (ToolChoice::Auto, Syntax::Tagged) => (
+            format!(r#""\n" call "\n{CLOSE}""#),
+            Some(OPEN),
+            tools.parallel,
+        ),
         // No mark announces a call, but no other answer begins like one.
         (ToolChoice::Auto, Syntax::Bare(_)) => ("call | TEXT".into(), None, false),
         (ToolChoice::Required, Syntax::Tagged) if tools.parallel => (
@@ -102,12 +104,13 @@ fn quoted(text: &str) -> String {
 }
 
 /// The schema, for an object in any case, with Python's separators.
-fn schema(parameters: &Value) -> Value {
+pub(super) fn schema(parameters: &Value) -> Value {
     let mut schema: Map<String, Value> = parameters.as_object().cloned().unwrap_or_default();
     schema
         .entry("type")
         .or_insert_with(|| Value::from("object"));
-    let spaces = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+    let spaces =
+        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
     schema.insert("x-guidance".into(), spaces);
     Value::Object(schema)
 }

@@ -120,7 +120,9 @@ impl CallSplitter {
                 let from = self.held.len();
                 Place::Head { from }
             } else {
-                Place::Text { matched: matched + 1 }
+                Place::Text {
+                    matched: matched + 1,
+                }
             };
         } else if matched > 0 {
             // The mark's first character does not come again in it.
