@@ -83,19 +83,24 @@ fn split<'a>(syntax: Syntax, cut: bool, pieces: impl IntoIterator<Item = &'a str
 
 /// Answers, and what they say if they end by themselves.
 fn examples() -> Vec<(Syntax, &'static str, Vec<Said>)> {
-    let weather = r#"{"city": "Paris"}"#;
+    [calls_in_tags(), text_with_marks(), bare_calls()].concat()
+}
+
+const WEATHER: &str = r#"{"city": "Paris"}"#;
+
+fn calls_in_tags() -> Vec<(Syntax, &'static str, Vec<Said>)> {
     vec![
         (Syntax::Tagged, "", vec![]),
         (Syntax::Tagged, "Hello.\n", vec![text("Hello.\n")]),
         (
             Syntax::Tagged,
             "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>",
-            vec![call(0, "get_weather", weather)],
+            vec![call(0, "get_weather", WEATHER)],
         ),
         (
             Syntax::Tagged,
             "Let me  see.\n\n<tool_call>{\"name\":\"get_weather\",\"arguments\":{\"city\": \"Paris\"}}</tool_call>\n",
-            vec![text("Let me  see."), call(0, "get_weather", weather)],
+            vec![text("Let me  see."), call(0, "get_weather", WEATHER)],
         ),
         (
             Syntax::Tagged,
@@ -111,7 +116,12 @@ fn examples() -> Vec<(Syntax, &'static str, Vec<Said>)> {
             "<tool_call>{ \"name\" : \"get\" }</tool_call>",
             vec![call(0, "get", "{}")],
         ),
-        // What only looks like a call.
+    ]
+}
+
+/// What only looks like a call, and what is in one besides.
+fn text_with_marks() -> Vec<(Syntax, &'static str, Vec<Said>)> {
+    vec![
         (
             Syntax::Tagged,
             "a <tool_cal> <<tool_call",
@@ -145,11 +155,16 @@ fn examples() -> Vec<(Syntax, &'static str, Vec<Said>)> {
             "<tool_call>{\"name\": \"get\", \"arguments\": {}, \"x\": \"<</tool_call>} é</tool_call>é",
             vec![call(0, "get", "{}"), text("} é</tool_call>é")],
         ),
+    ]
+}
+
+fn bare_calls() -> Vec<(Syntax, &'static str, Vec<Said>)> {
+    vec![
         (BARE, "Hello {.", vec![text("Hello {.")]),
         (
             BARE,
             "\n{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}",
-            vec![call(0, "get_weather", weather)],
+            vec![call(0, "get_weather", WEATHER)],
         ),
         (
             BARE,
