@@ -55,6 +55,7 @@ test-models: setup ## Fetch and make the models that the tests need
 
 .PHONY: test
 test: test-models ## Run all tests, with llama.cpp and without
+	$(PYTHON) tools/render_templates.py --check
 	INSTA_UPDATE=no cargo test --release
 	cargo check --release --no-default-features --all-targets
 	$(PYTHON) -m unittest discover --start-directory benches --pattern 'test_*.py'

@@ -16,10 +16,13 @@ pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
 pub mod text;
+pub mod tools;
 
 use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use crate::engine::{Answer, EngineError, Event, Prompt, Question, Request, Work, WorkerConfig};
+use crate::engine::{
+    Answer, EngineError, Event, Prompt, Question, Request, Tools, Work, WorkerConfig,
+};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
@@ -155,6 +158,7 @@ fn answer(
     }
     template.source().clone_into(&mut info.template);
     info.thinks = template.thinks();
+    info.template_knows_tools = template.knows_tools();
     info.load_ms = began.elapsed().as_secs_f64() * 1000.0;
     let sizes = Sizes {
         sequences: info.sequences,
@@ -319,6 +323,7 @@ impl Tokeniser {
                 Answer::Text(self.text(&tokens))
             }
             Question::Render { messages, tools } => {
+                check_tools(tools.as_ref())?;
                 let rendered = self.template.render(&messages, tools.as_ref());
                 let rendered = rendered.map_err(|error| self.refuse(&error))?;
                 Answer::Text(rendered.text().into_owned())
@@ -400,6 +405,10 @@ impl Tokeniser {
         if let Prompt::Tokens(tokens) = &request.prompt {
             tokens.iter().try_for_each(|token| self.check(*token))?;
         }
+        check_tools(request.tools.as_ref())?;
+        if request.tools.is_some() && !matches!(request.prompt, Prompt::Messages(_)) {
+            return Err(EngineError::BadRequest("only a chat has tools".into()));
+        }
         let prepared = self
             .template
             .prepare(
@@ -416,13 +425,11 @@ impl Tokeniser {
                 limit: self.context,
             });
         }
-        let unsupported = [
-            (request.format.is_some(), "a format"),
-            (request.tools.is_some(), "tools"),
-        ];
-        if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
-            return Err(EngineError::BadRequest(format!("{what} can't be had yet")));
+        if request.format.is_some() {
+            return Err(EngineError::BadRequest("a format can't be had yet".into()));
         }
+        let syntax = self.template.syntax();
+        let tools = request.tools.as_ref();
         let echo = match &request.prompt {
             _ if !request.echo => None,
             Prompt::Text(text) => Some(text.clone()),
@@ -442,6 +449,8 @@ impl Tokeniser {
             max_tokens: request.max_tokens.unwrap_or(room).clamp(least, room),
             sampler: sampling::Sampler::new(&request.sampling, &prepared.tokens),
             text: text::TextStream::new(&stop, prepared.thinking),
+            calls: tools.and_then(|tools| tools::CallSplitter::new(tools, syntax)),
+            tool_plan: tools.map(|tools| tools::plan(tools, syntax)),
             prompt: prepared.tokens,
             ignore_eos: request.ignore_eos,
             // What is not decoded has no logits.
@@ -465,4 +474,10 @@ impl Tokeniser {
             other => EngineError::BadRequest(other.to_string()),
         }
     }
+}
+
+fn check_tools(tools: Option<&Tools>) -> Result<(), EngineError> {
+    tools.map_or(Ok(()), |tools| {
+        tools.check().map_err(EngineError::BadRequest)
+    })
 }

@@ -4,6 +4,7 @@
 use super::decoder::{Position, Row, SeqId, Vocab};
 use super::sampling::{Likelihoods, Sampler};
 use super::text::{Piece, TextStream};
+use super::tools::{CallSplitter, ToolPlan};
 use crate::engine::wire::RequestId;
 use crate::engine::{Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
 use std::sync::Arc;
@@ -24,6 +25,10 @@ pub struct Arrival {
     pub sampler: Sampler,
     /// Makes text of them.
     pub text: TextStream,
+    /// Tells calls of tools from it, where there may be any.
+    pub calls: Option<CallSplitter>,
+    /// What holds the answer to calls that can be made.
+    pub tool_plan: Option<ToolPlan>,
     /// Finds log-probabilities, where they are wanted.
     pub likelihoods: Option<Likelihoods>,
     /// The prompt's text, if the answer begins with it.
@@ -256,16 +261,64 @@ impl Sequence {
         self.cached
     }
 
-    /// The last event of an ended sequence; what its text machinery held back goes to `pieces`.
-    pub fn finish(&mut self, pieces: &mut Vec<Piece>) -> Event {
-        self.arrival.text.finish(pieces);
+    /// Appends the events of what was said: text, and calls of tools. The log-probabilities since the last text go with the
+    /// first of these.
+    pub fn tell(&mut self, pieces: &mut Vec<Piece>, events: &mut Vec<Event>) {
+        let first = events.len();
+        for Piece { text, thinking } in pieces.drain(..) {
+            match &mut self.arrival.calls {
+                Some(calls) if !thinking => calls.push(&text, events),
+                _ => events.push(Event::Text {
+                    text,
+                    thinking,
+                    logprobs: Vec::new(),
+                }),
+            }
+        }
+        self.attach_logprobs(&mut events[first..]);
+    }
+
+    fn attach_logprobs(&mut self, events: &mut [Event]) {
+        let mut texts = events.iter_mut();
+        let text = texts.find_map(|event| match event {
+            Event::Text { logprobs, .. } => Some(logprobs),
+            _ => None,
+        });
+        if let Some(logprobs) = text {
+            *logprobs = std::mem::take(&mut self.logprobs);
+        }
+        // What is in a call is no text.
+        if self
+            .arrival
+            .calls
+            .as_ref()
+            .is_some_and(CallSplitter::in_call)
+        {
+            self.logprobs.clear();
+        }
+    }
+
+    /// The last event of an ended sequence; those of what was held back are appended to `events`.
+    pub fn finish(&mut self, events: &mut Vec<Event>) -> Event {
+        let mut pieces = Vec::new();
+        self.arrival.text.finish(&mut pieces);
+        self.tell(&mut pieces, events);
+        let mut reason = self.done.unwrap_or(FinishReason::Stop);
+        if let Some(calls) = &mut self.arrival.calls {
+            let first = events.len();
+            calls.finish(reason != FinishReason::Stop, events);
+            if reason == FinishReason::Stop && calls.calls() > 0 {
+                reason = FinishReason::ToolCalls;
+            }
+            self.attach_logprobs(&mut events[first..]);
+        }
         let arrived = self.arrival.arrived;
         let ms = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1000.0,
             _ => 0.0,
         };
         Event::Finished(Outcome {
-            reason: self.done.unwrap_or(FinishReason::Stop),
+            reason,
             usage: Usage {
                 prompt_tokens: u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX),
                 cached_tokens: self.cached,

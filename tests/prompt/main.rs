@@ -1,9 +1,11 @@
-//! From messages to tokens: formats, limits, and that what a client writes stays text.
+//! From messages to tokens: formats, limits, and that what a client writes stays text. `tools` has tools, calls and roles.
 
-#[path = "support/vocab.rs"]
+#[path = "../support/vocab.rs"]
 mod vocab;
 
-use pocket_llm::engine::{Message, Prompt, Role, Token};
+mod tools;
+
+use pocket_llm::engine::{Message, Prompt, Role, Token, Tools};
 use pocket_llm::worker::decoder::Vocab;
 use pocket_llm::worker::prompt::{Prepared, PromptError, Template};
 use pocket_llm::worker::text::Think;
@@ -31,9 +33,18 @@ fn system(content: &str) -> Message {
 }
 
 fn prepare(vocab: &ByteVocab, messages: &[Message]) -> Result<Prepared, PromptError> {
+    prepare_with(vocab, messages, None)
+}
+
+fn prepare_with(
+    vocab: &ByteVocab,
+    messages: &[Message],
+    tools: Option<&Tools>,
+) -> Result<Prepared, PromptError> {
     let (template, warning) = Template::new(vocab, None);
     assert_eq!(warning, None);
-    template.prepare(vocab, &Prompt::Messages(messages.to_vec()), None, u32::MAX)
+    let prompt = Prompt::Messages(messages.to_vec());
+    template.prepare(vocab, &prompt, tools, u32::MAX)
 }
 
 /// Tokens as a string, control tokens in `⟦⟧`.
@@ -250,7 +261,10 @@ fn a_refusal_of_the_template_is_told() {
     let expected = PromptError::Template(
         "the model's chat template refuses these messages: One message, please.".into(),
     );
-    assert_eq!(rendered(template, &[user("Hi"), user("Hi")]), Err(expected));
+    assert_eq!(
+        rendered(template, &[user("Hi"), assistant("Hi")]),
+        Err(expected)
+    );
     assert_eq!(rendered(template, &[user("Hi")]).as_deref(), Ok("Hi"));
 }
 
