@@ -41,8 +41,17 @@ pub(super) fn to_lark(gbnf: &str) -> Result<String, String> {
     }
     // Rules that are not reached stay out: the engine would complain about them.
     let reached = reached(*root, &uses);
-    let prefix = if recurs(&reached, &uses) { "rule" } else { "TEXT" };
-    let name = |name: &str| format!("{prefix}_{}", numbers.get(name).copied().unwrap_or_default());
+    let prefix = if recurs(&reached, &uses) {
+        "rule"
+    } else {
+        "TEXT"
+    };
+    let name = |name: &str| {
+        format!(
+            "{prefix}_{}",
+            numbers.get(name).copied().unwrap_or_default()
+        )
+    };
     let mut lark = format!("start: {}\n", name("root"));
     for number in reached {
         let rule = &rules[number];
@@ -102,7 +111,9 @@ enum Node {
 impl Node {
     fn uses(&self, each: &mut dyn FnMut(&str) -> Result<(), String>) -> Result<(), String> {
         match self {
-            Self::Any(nodes) | Self::All(nodes) => nodes.iter().try_for_each(|node| node.uses(each)),
+            Self::Any(nodes) | Self::All(nodes) => {
+                nodes.iter().try_for_each(|node| node.uses(each))
+            }
             Self::Use(name) => each(name),
             Self::Text(_) | Self::Class(_) => Ok(()),
             Self::Repeat(node, ..) => node.uses(each),
@@ -311,7 +322,11 @@ impl<'a> Reader<'a> {
 
     fn number(&mut self) -> Result<Option<u32>, String> {
         self.skip(true);
-        let digits = self.rest.len() - self.rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let digits = self.rest.len()
+            - self
+                .rest
+                .trim_start_matches(|c: char| c.is_ascii_digit())
+                .len();
         if digits == 0 {
             return Ok(None);
         }
@@ -397,7 +412,9 @@ impl<'a> Reader<'a> {
         let number = self.rest.get(..digits);
         let number = number.and_then(|digits| u32::from_str_radix(digits, 16).ok());
         let Some(character) = number.and_then(char::from_u32) else {
-            return self.wrong(&format!("expected {digits} hexadecimal digits of a character"));
+            return self.wrong(&format!(
+                "expected {digits} hexadecimal digits of a character"
+            ));
         };
         self.advance(digits);
         Ok(character)

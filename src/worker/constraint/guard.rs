@@ -28,7 +28,10 @@ enum Place {
     /// Behind a backslash.
     Escape,
     /// In a number's part that has so many digits and may have so many.
-    Number { digits: u8, most: u8 },
+    Number {
+        digits: u8,
+        most: u8,
+    },
 }
 
 impl Guard {
@@ -106,7 +109,11 @@ mod tests {
         assert!(!takes("-1.123456789012345678901"));
         assert!(!takes("1e100"));
         // Digits in strings are text.
-        assert!(takes(&format!("\"{}\\\"{}\"", "1".repeat(50), "2".repeat(50))));
+        assert!(takes(&format!(
+            "\"{}\\\"{}\"",
+            "1".repeat(50),
+            "2".repeat(50)
+        )));
     }
 
     #[test]

@@ -73,7 +73,11 @@ mod tests {
                     Found::Part(matched) => marker.follow(matched, second),
                     Found::Whole(more) => Found::Whole([&more, second].concat()),
                 };
-                assert_eq!(found, Found::Whole(rest.as_bytes().into()), "{text} at {cut}");
+                assert_eq!(
+                    found,
+                    Found::Whole(rest.as_bytes().into()),
+                    "{text} at {cut}"
+                );
             }
         }
         assert_eq!(Marker::new("abab").follow(0, b"aba"), Found::Part(3));

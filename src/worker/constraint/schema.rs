@@ -5,7 +5,7 @@
 //! nothing else. Keywords that JSON Schema itself does not know are annotations, and dropped.
 
 use serde_json::{Map, Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Levels of JSON in a schema.
 const MOST_DEPTH: usize = 64;
@@ -23,6 +23,10 @@ const MOST_BRANCHES: usize = 128;
 const MOST_ONE_OF: usize = 32;
 /// Patterns of one `patternProperties`, each of which is compared with each.
 const MOST_PATTERNS: usize = 8;
+/// Patterns that one string may have to match at once: the engine's work doubles with each.
+const MOST_PATTERNS_AT_ONCE: usize = 6;
+/// Schemas that are compiled alone to find the place of an error.
+const MOST_TRIES: usize = 24;
 /// Bytes of a `pattern`.
 const MOST_PATTERN_BYTES: usize = 1024;
 /// `minLength` and `minItems` and the like.
@@ -46,9 +50,9 @@ const VERSIONS: [&str; 4] = [
 const FORMATS: [&str; 7] = [
     "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 ];
-const DATE: &str =
-    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
-const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+const DATE: &str = "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
+const TIME: &str =
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
 /// Keywords that say what is valid, and that no grammar of ours keeps.
 const UNSUPPORTED: [&str; 20] = [
     "not",
@@ -87,6 +91,15 @@ pub(super) fn prepare(schema: &Value) -> Result<Value, String> {
     }
     let mut walk = Walk::default();
     let prepared = walk.schema(schema, "")?;
+    let mut meeting = Meeting {
+        root: &prepared,
+        known: HashMap::new(),
+    };
+    if meeting.of(&prepared) > MOST_PATTERNS_AT_ONCE {
+        return Err(format!(
+            "the schema can't be enforced: a string might have to match more than {MOST_PATTERNS_AT_ONCE} patterns at once"
+        ));
+    }
     for (at, target) in &walk.references {
         if !walk.places.contains(target) {
             return Err(refused(
@@ -124,7 +137,7 @@ fn depth(value: &Value) -> usize {
     1 + inner.unwrap_or(0)
 }
 
-fn refused(at: &str, why: &str) -> String {
+pub(super) fn refused(at: &str, why: &str) -> String {
     let at = if at.is_empty() { "/" } else { at };
     let at: String = at.chars().take(200).collect();
     format!("the schema can't be enforced: at {at}: {why}")
@@ -154,7 +167,12 @@ impl Walk {
         let keywords = match schema {
             Value::Bool(_) => return Ok(schema.clone()),
             Value::Object(keywords) => keywords,
-            other => return Err(refused(at, &format!("a schema is an object, not {}", kind(other)))),
+            other => {
+                return Err(refused(
+                    at,
+                    &format!("a schema is an object, not {}", kind(other)),
+                ));
+            }
         };
         let mut prepared = Map::new();
         for (keyword, value) in keywords {
@@ -207,7 +225,10 @@ impl Walk {
             "uniqueItems" if *value == Value::Bool(false) => return Ok(()),
             "$schema" => version(value, at)?,
             "$id" if at != "/$id" => {
-                return Err(refused(at, "`$id` can't be had but at the top: refer to `#/$defs/…`"));
+                return Err(refused(
+                    at,
+                    "`$id` can't be had but at the top: refer to `#/$defs/…`",
+                ));
             }
             _ if UNSUPPORTED.contains(&keyword) || keyword == "uniqueItems" => {
                 return Err(refused(
@@ -223,7 +244,9 @@ impl Walk {
     }
 
     fn named(&mut self, value: &Value, at: &str, most: usize) -> Prepared {
-        let schemas = value.as_object().ok_or_else(|| not_a(at, "object", value))?;
+        let schemas = value
+            .as_object()
+            .ok_or_else(|| not_a(at, "object", value))?;
         bounded(schemas.len(), most, at)?;
         let mut prepared = Map::new();
         for (name, schema) in schemas {
@@ -247,14 +270,17 @@ impl Walk {
         let target = value.as_str().ok_or_else(|| not_a(at, "string", value))?;
         let pointer = target.strip_prefix('#');
         let pointer = pointer.filter(|pointer| pointer.is_empty() || pointer.starts_with('/'));
-        let pointer = pointer.ok_or_else(|| {
-            refused(at, "`$ref` can't leave the schema: begin it with `#/`")
-        })?;
+        let pointer = pointer
+            .ok_or_else(|| refused(at, "`$ref` can't leave the schema: begin it with `#/`"))?;
         // The engine compares names as they are.
         if pointer.contains(['~', '%']) {
-            return Err(refused(at, "`$ref` can't contain `~` or `%`: choose another name"));
+            return Err(refused(
+                at,
+                "`$ref` can't contain `~` or `%`: choose another name",
+            ));
         }
-        self.references.push((at.to_owned(), pointer.trim_end_matches('/').to_owned()));
+        self.references
+            .push((at.to_owned(), pointer.trim_end_matches('/').to_owned()));
         bounded(self.references.len(), MOST_REFERENCES, at)?;
         Ok(value.clone())
     }
@@ -290,13 +316,18 @@ fn bounded(length: usize, most: usize, at: &str) -> Result<(), String> {
 fn types(value: &Value, at: &str) -> Prepared {
     let known = |value: &Value| value.as_str().is_some_and(|name| TYPES.contains(&name));
     let right = match value {
-        Value::Array(names) => !names.is_empty() && names.len() <= TYPES.len() && names.iter().all(known),
+        Value::Array(names) => {
+            !names.is_empty() && names.len() <= TYPES.len() && names.iter().all(known)
+        }
         one => known(one),
     };
     if right {
         return Ok(value.clone());
     }
-    Err(refused(at, &format!("a type is one of {}", TYPES.join(", "))))
+    Err(refused(
+        at,
+        &format!("a type is one of {}", TYPES.join(", ")),
+    ))
 }
 
 fn values(value: &Value, at: &str) -> Prepared {
@@ -312,11 +343,15 @@ fn constant(value: &Value, at: &str) -> Prepared {
     match value {
         Value::Number(_) => number(value, at),
         Value::Array(values) => {
-            values.iter().try_for_each(|value| constant(value, at).map(drop))?;
+            values
+                .iter()
+                .try_for_each(|value| constant(value, at).map(drop))?;
             Ok(value.clone())
         }
         Value::Object(values) => {
-            values.values().try_for_each(|value| constant(value, at).map(drop))?;
+            values
+                .values()
+                .try_for_each(|value| constant(value, at).map(drop))?;
             Ok(value.clone())
         }
         _ => Ok(value.clone()),
@@ -354,7 +389,10 @@ fn step(value: &Value, at: &str) -> Prepared {
 fn count(value: &Value, at: &str) -> Prepared {
     match value.as_u64() {
         Some(count) if count <= MOST_COUNT => Ok(value.clone()),
-        _ => Err(refused(at, &format!("expected a whole number from 0 to {MOST_COUNT}"))),
+        _ => Err(refused(
+            at,
+            &format!("expected a whole number from 0 to {MOST_COUNT}"),
+        )),
     }
 }
 
@@ -383,7 +421,9 @@ fn format(value: &Value, at: &str, prepared: &mut Map<String, Value>) -> Result<
             let known = FORMATS.join(", ");
             return Err(refused(
                 at,
-                &format!("this format can't be kept while sampling; date, time, date-time, {known} can"),
+                &format!(
+                    "this format can't be kept while sampling; date, time, date-time, {known} can"
+                ),
             ));
         }
     };
@@ -407,6 +447,154 @@ fn version(value: &Value, at: &str) -> Prepared {
         at,
         "`$schema` is the address of draft 2020-12, 2019-09, 07 or 06, and stands at the top",
     ))
+}
+
+/// Counts the patterns that may meet in one string: those of an `allOf`, at whatever depth, come together.
+struct Meeting<'a> {
+    root: &'a Value,
+    /// What references lead to; 0 while it is being counted, because a cycle brings together what it has brought already.
+    known: HashMap<&'a str, usize>,
+}
+
+impl<'a> Meeting<'a> {
+    fn of(&mut self, schema: &'a Value) -> usize {
+        let Value::Object(keywords) = schema else {
+            return 0;
+        };
+        let here = ["pattern", "format"]
+            .iter()
+            .filter(|name| keywords.contains_key(**name));
+        let mut alone = here.count();
+        let mut together = 0;
+        for (keyword, value) in keywords {
+            match (keyword.as_str(), value) {
+                ("properties" | "patternProperties", Value::Object(schemas)) => {
+                    alone = alone.max(self.most(schemas.values()));
+                }
+                ("items" | "prefixItems", Value::Array(schemas)) => {
+                    alone = alone.max(self.most(schemas));
+                }
+                ("items" | "additionalItems" | "additionalProperties", schema) => {
+                    alone = alone.max(self.of(schema));
+                }
+                ("allOf", Value::Array(schemas)) => {
+                    together += schemas.iter().map(|schema| self.of(schema)).sum::<usize>();
+                }
+                ("anyOf" | "oneOf", Value::Array(schemas)) => together += self.most(schemas),
+                ("$ref", Value::String(target)) => together += self.referred(target),
+                _ => {}
+            }
+        }
+        alone + together
+    }
+
+    fn most(&mut self, schemas: impl IntoIterator<Item = &'a Value>) -> usize {
+        let each = schemas.into_iter().map(|schema| self.of(schema));
+        each.max().unwrap_or(0)
+    }
+
+    fn referred(&mut self, target: &'a str) -> usize {
+        if let Some(known) = self.known.get(target) {
+            return *known;
+        }
+        self.known.insert(target, 0);
+        let pointer = target.trim_start_matches('#').trim_end_matches('/');
+        let met = self
+            .root
+            .pointer(pointer)
+            .map_or(0, |schema| self.of(schema));
+        self.known.insert(target, met);
+        met
+    }
+}
+
+/// The deepest schema inside `prepared` that the engine refuses for the same reason when it stands alone: where the reason lies.
+/// At most [`MOST_TRIES`] are tried, those first in which engines find reasons.
+pub(super) fn locate(
+    prepared: &Value,
+    reason: &str,
+    refusal: impl Fn(Value) -> Option<String>,
+) -> Option<String> {
+    let mut places = Vec::new();
+    collect_places(prepared, String::new(), &mut places);
+    // Deepest first; the sort is stable.
+    places.sort_by_key(|at| std::cmp::Reverse(at.matches('/').count()));
+    let mut whole = prepared.clone();
+    move_references(&mut whole);
+    let alone = |at: &String| with_options(json!({"$ref": format!("#/{APART}{at}"), APART: whole}));
+    places
+        .into_iter()
+        .filter(|at| !at.is_empty() && !at.contains('~'))
+        .take(MOST_TRIES)
+        .find(|at| refusal(alone(at)).is_some_and(|found| found == reason))
+}
+
+/// A keyword that JSON Schema does not know.
+const APART: &str = "x-apart";
+
+fn collect_places(schema: &Value, at: String, places: &mut Vec<String>) {
+    let Value::Object(keywords) = schema else {
+        return;
+    };
+    const TELLING: [&str; 9] = [
+        "pattern",
+        "format",
+        "multipleOf",
+        "oneOf",
+        "allOf",
+        "minimum",
+        "maximum",
+        "minProperties",
+        "maxProperties",
+    ];
+    for (keyword, value) in keywords {
+        let at = format!("{at}/{}", escaped(keyword));
+        match (keyword.as_str(), value) {
+            (
+                "properties" | "patternProperties" | "$defs" | "definitions",
+                Value::Object(inner),
+            ) => {
+                for (name, schema) in inner {
+                    collect_places(schema, format!("{at}/{}", escaped(name)), places);
+                }
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems" | "items", Value::Array(inner)) => {
+                for (index, schema) in inner.iter().enumerate() {
+                    collect_places(schema, format!("{at}/{index}"), places);
+                }
+            }
+            ("items" | "additionalItems" | "additionalProperties", schema) => {
+                collect_places(schema, at, places);
+            }
+            _ => {}
+        }
+    }
+    if TELLING
+        .iter()
+        .any(|keyword| keywords.contains_key(*keyword))
+    {
+        places.push(at);
+    }
+}
+
+fn move_references(value: &mut Value) {
+    match value {
+        Value::Object(values) => {
+            for (name, value) in values {
+                match value {
+                    Value::String(target) if name == "$ref" => {
+                        *target = format!(
+                            "#/{APART}{}",
+                            target.trim_start_matches('#').trim_end_matches('/')
+                        );
+                    }
+                    other => move_references(other),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(move_references),
+        _ => {}
+    }
 }
 
 /// Names that nobody listed can come twice, so the engine can't count more than one of them.
