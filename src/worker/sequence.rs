@@ -1,12 +1,13 @@
 //! One generation: what is left of its prompt, what it said, and when it ends. Knows no decoder and no channel; time
 //! comes in.
 
+use super::constraint::Constraint;
 use super::decoder::{Position, Row, SeqId, Vocab};
 use super::sampling::{Likelihoods, Sampler};
 use super::text::{Piece, TextStream};
-use super::tools::{CallSplitter, ToolPlan};
+use super::tools::CallSplitter;
 use crate::engine::wire::RequestId;
-use crate::engine::{Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
+use crate::engine::{EngineError, Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -23,17 +24,17 @@ pub struct Arrival {
     pub max_tokens: u32,
     /// Chooses tokens.
     pub sampler: Sampler,
+    /// Says which tokens may come, where the answer has a form.
+    pub constraint: Option<Constraint>,
     /// Makes text of them.
     pub text: TextStream,
     /// Tells calls of tools from it, where there may be any.
     pub calls: Option<CallSplitter>,
-    /// What holds the answer to calls that can be made.
-    pub tool_plan: Option<ToolPlan>,
     /// Finds log-probabilities, where they are wanted.
     pub likelihoods: Option<Likelihoods>,
     /// The prompt's text, if the answer begins with it.
     pub echo: Option<String>,
-    /// Whether end-of-generation tokens are passed over.
+    /// Whether end-of-generation tokens are passed over; not where the answer has a form.
     pub ignore_eos: bool,
     /// Whether tokens that a sequence holds may be continued.
     pub reuse: bool,
@@ -73,6 +74,8 @@ pub struct Sequence {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     done: Option<FinishReason>,
+    /// Why the answer can't go on.
+    failed: Option<EngineError>,
     /// Log-probabilities whose text has not gone out.
     logprobs: Vec<Logprob>,
 }
@@ -94,6 +97,7 @@ impl Sequence {
             first_token: None,
             last_token: None,
             done: None,
+            failed: None,
             logprobs: Vec::new(),
         }
     }
@@ -169,15 +173,43 @@ impl Sequence {
                 self.done = Some(FinishReason::Length);
                 return None;
             }
-            None => self.arrival.sampler.sample(logits, position),
+            None => match self.choose(logits, position) {
+                Ok(token) => token,
+                Err(error) => {
+                    self.fail(error);
+                    return None;
+                }
+            },
         };
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
-            if said.is_some() || self.arrival.ignore_eos || !vocab.is_end(token) {
+            if said.is_some() || self.passes_over_ends() || !vocab.is_end(token) {
                 self.logprobs.push(likelihoods.of(logits, token, spell));
             }
         }
         said.is_none().then_some(token)
+    }
+
+    /// A token that may come next.
+    fn choose(&mut self, logits: &[f32], position: Position) -> Result<Token, EngineError> {
+        let sampler = &mut self.arrival.sampler;
+        let token = sampler.sample(logits, position);
+        match &mut self.arrival.constraint {
+            Some(constraint) if !constraint.allows(token)? => {
+                Ok(sampler.sample_among(logits, position, constraint.mask()?))
+            }
+            _ => Ok(token),
+        }
+    }
+
+    /// An end token always ends an answer that has a form: it comes only where the form is complete.
+    fn passes_over_ends(&self) -> bool {
+        self.arrival.ignore_eos && self.arrival.constraint.is_none()
+    }
+
+    fn fail(&mut self, error: EngineError) {
+        self.done.get_or_insert(FinishReason::Stop);
+        self.failed.get_or_insert(error);
     }
 
     /// The prompt as the beginning of the answer, once, when all of it is decoded.
@@ -232,9 +264,15 @@ impl Sequence {
         self.next = Some(token);
         let stopped = match bytes {
             Some(bytes) => self.arrival.text.push(bytes, pieces),
-            None => !self.arrival.ignore_eos,
+            None => !self.passes_over_ends(),
         };
-        if stopped {
+        let complete = match &mut self.arrival.constraint {
+            Some(constraint) => constraint.accept(token).map(|()| constraint.is_complete()),
+            None => Ok(false),
+        };
+        if let Err(error) = complete {
+            self.fail(error);
+        } else if stopped || complete == Ok(true) {
             self.done = Some(FinishReason::Stop);
         } else if self.sampled >= self.arrival.max_tokens {
             self.done = Some(FinishReason::Length);
@@ -303,6 +341,9 @@ impl Sequence {
         let mut pieces = Vec::new();
         self.arrival.text.finish(&mut pieces);
         self.tell(&mut pieces, events);
+        if let Some(error) = self.failed.take() {
+            return Event::Failed(error);
+        }
         let mut reason = self.done.unwrap_or(FinishReason::Stop);
         if let Some(calls) = &mut self.arrival.calls {
             let first = events.len();

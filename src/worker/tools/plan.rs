@@ -6,6 +6,7 @@
 
 use super::{CLOSE, Key, OPEN, Syntax};
 use crate::engine::{Format, Tool, ToolChoice, Tools};
+use crate::worker::constraint::{Form, any_object, prepared_schema};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -15,8 +16,8 @@ const MOST_CALLS: usize = 16;
 /// What an answer that may call tools is held to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolPlan {
-    /// The grammar; `None` leaves the answer alone.
-    pub format: Option<Format>,
+    /// The grammar.
+    pub form: Form,
     /// The answer is free up to this text, and held to the grammar behind it; `None` holds it from its start. The answer
     /// begins behind the model's reasoning.
     pub start_after: Option<&'static str>,
@@ -24,52 +25,66 @@ pub struct ToolPlan {
     pub again: bool,
 }
 
-/// The plan for these tools, which [`Tools::check`] has passed.
-pub fn plan(tools: &Tools, syntax: Syntax) -> ToolPlan {
-    let all = || tools.tools.iter();
-    let (start, start_after, again) = match (&tools.choice, syntax) {
-        (ToolChoice::None, _) => {
-            return ToolPlan {
-                format: None,
-                start_after: None,
-                again: false,
-            };
+/// The plan for these tools, which [`Tools::check`] has passed and of which one may be called; an answer that calls none has
+/// the `format`. The error says what can't be enforced, and where it stands.
+pub fn plan(tools: &Tools, syntax: Syntax, format: Option<&Format>) -> Result<ToolPlan, String> {
+    let may_answer = tools.choice == ToolChoice::Auto;
+    let answer = format.filter(|_| may_answer).map(answer).transpose()?;
+    let several = || format!(r#"tagged ("\n" tagged){{0,{}}}"#, MOST_CALLS - 1);
+    let mut start_after = None;
+    let calls = match (syntax, tools.parallel) {
+        (Syntax::Tagged, _) if may_answer && answer.is_none() => {
+            start_after = Some(OPEN);
+            format!(r#""\n" call "\n{CLOSE}""#)
         }
-        (ToolChoice::Auto, Syntax::Tagged) => (
-            format!(r#""\n" call "\n{CLOSE}""#),
-            Some(OPEN),
-            tools.parallel,
-        ),
+        (Syntax::Tagged, true) if !matches!(tools.choice, ToolChoice::Named(_)) => several(),
+        (Syntax::Tagged, _) => "tagged".into(),
+        (Syntax::Bare(_), _) => "call".into(),
+    };
+    let or_text = may_answer && answer.is_none() && start_after.is_none();
+    let start = match (&answer, or_text) {
+        (Some(_), _) => calls + " | answer",
         // No mark announces a call, but no other answer begins like one.
-        (ToolChoice::Auto, Syntax::Bare(_)) => ("call | TEXT".into(), None, false),
-        (ToolChoice::Required, Syntax::Tagged) if tools.parallel => (
-            format!(r#"tagged ("\n" tagged){{0,{}}}"#, MOST_CALLS - 1),
-            None,
-            false,
-        ),
-        (ToolChoice::Required | ToolChoice::Named(_), Syntax::Tagged) => {
-            ("tagged".into(), None, false)
-        }
-        (ToolChoice::Required | ToolChoice::Named(_), Syntax::Bare(_)) => {
-            ("call".into(), None, false)
-        }
+        (None, true) => calls + " | TEXT",
+        (None, false) => calls,
     };
     let key = match syntax {
         Syntax::Tagged => Key::Arguments,
         Syntax::Bare(key) => key,
     };
-    let grammar = match &tools.choice {
-        ToolChoice::Named(name) => grammar(&start, all().filter(|tool| tool.name == *name), key),
-        _ => grammar(&start, all(), key),
-    };
-    ToolPlan {
-        format: Some(Format::Lark(grammar)),
+    let called = tools.tools.iter().filter(|tool| match &tools.choice {
+        ToolChoice::Named(name) => tool.name == *name,
+        _ => true,
+    });
+    let mut grammar = grammar(&start, called, key)?;
+    if let Some(answer) = answer {
+        grammar.push_str("answer: %json ");
+        grammar.push_str(&answer.to_string());
+        grammar.push('\n');
+    }
+    Ok(ToolPlan {
+        form: Form::Calls { grammar, or_text },
         start_after,
-        again,
+        again: start_after.is_some() && tools.parallel,
+    })
+}
+
+/// The schema of an answer that calls nothing.
+fn answer(format: &Format) -> Result<Value, String> {
+    match format {
+        Format::JsonObject => Ok(any_object()),
+        Format::JsonSchema(schema) => prepared_schema(schema),
+        Format::Regex(_) | Format::Lark(_) | Format::Gbnf(_) => {
+            Err("an answer that may call tools can't have a regular expression or a grammar as its format: use a JSON schema".into())
+        }
     }
 }
 
-fn grammar<'a>(start: &str, tools: impl Iterator<Item = &'a Tool>, key: Key) -> String {
+fn grammar<'a>(
+    start: &str,
+    tools: impl Iterator<Item = &'a Tool>,
+    key: Key,
+) -> Result<String, String> {
     let mut rules = String::new();
     let mut calls = Vec::new();
     for (index, tool) in tools.enumerate() {
@@ -80,7 +95,7 @@ fn grammar<'a>(start: &str, tools: impl Iterator<Item = &'a Tool>, key: Key) -> 
                 rules,
                 "call_{index}: {} arguments_{index} \"}}\"\narguments_{index}: %json {}",
                 quoted(&head),
-                schema(parameters)
+                schema(parameters).map_err(|error| format!("tool `{}`: {error}", tool.name))?
             ),
             None => writeln!(rules, "call_{index}: {}", quoted(&(head + "{}}"))),
         };
@@ -95,7 +110,7 @@ fn grammar<'a>(start: &str, tools: impl Iterator<Item = &'a Tool>, key: Key) -> 
         out.push_str("TEXT: /[ \\t\\r\\n]*[^{ \\t\\r\\n](.|\\n)*/\n");
     }
     let _ = writeln!(out, "call: {}", calls.join(" | "));
-    out + &rules
+    Ok(out + &rules)
 }
 
 /// A literal of the grammar. Names have no characters that JSON and Lark escape differently.
@@ -104,13 +119,17 @@ fn quoted(text: &str) -> String {
 }
 
 /// The schema, for an object in any case, with Python's separators.
-pub(super) fn schema(parameters: &Value) -> Value {
+pub(super) fn schema(parameters: &Value) -> Result<Value, String> {
     let mut schema: Map<String, Value> = parameters.as_object().cloned().unwrap_or_default();
     schema
         .entry("type")
         .or_insert_with(|| Value::from("object"));
-    let spaces =
-        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
-    schema.insert("x-guidance".into(), spaces);
-    Value::Object(schema)
+    let Value::Object(mut schema) = prepared_schema(&Value::Object(schema))? else {
+        return Err("the schema accepts nothing, or everything: describe an object".into());
+    };
+    if let Some(Value::Object(options)) = schema.get_mut("x-guidance") {
+        options.insert("item_separator".into(), json!(", "));
+        options.insert("key_separator".into(), json!(": "));
+    }
+    Ok(Value::Object(schema))
 }

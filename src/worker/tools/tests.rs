@@ -1,5 +1,6 @@
 use super::{CallSplitter, Key, Syntax, ToolPlan, plan};
-use crate::engine::{Event, Format, Tool, ToolChoice, Tools};
+use crate::engine::{Event, Tool, ToolChoice, Tools};
+use crate::worker::constraint::Form;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -291,9 +292,9 @@ proptest! {
 }
 
 fn lark(plan: &ToolPlan) -> &str {
-    match &plan.format {
-        Some(Format::Lark(grammar)) => grammar,
-        other => panic!("{other:?}"),
+    match &plan.form {
+        Form::Calls { grammar, .. } => grammar,
+        other@Form::Asked(_) => panic!("{other:?}"),
     }
 }
 
@@ -310,6 +311,7 @@ fn a_grammar_holds_calls_to_their_tools() {
     let schema = super::plan::schema(
         &json!({"properties": {"city": {"type": "string"}}, "required": ["city"]}),
     );
+    let schema = schema.expect("a good schema");
     assert_eq!(schema["type"], "object");
     assert_eq!(schema["x-guidance"]["item_separator"], ", ");
     let calls = |key: &str| {
@@ -357,7 +359,7 @@ fn a_grammar_holds_calls_to_their_tools() {
             false,
         ),
     ] {
-        let plan = plan(&tools(choice, parallel), Syntax::Tagged);
+        let plan = plan(&tools(choice, parallel), Syntax::Tagged, None).expect("a plan");
         assert_eq!(lark(&plan), expected);
         assert_eq!((plan.start_after, plan.again), (start_after, again));
     }
@@ -369,11 +371,10 @@ fn a_grammar_holds_calls_to_their_tools() {
         ),
         (ToolChoice::Required, "start: call\n"),
     ] {
-        let plan = plan(&tools(choice, true), BARE);
+        let plan = plan(&tools(choice, true), BARE, None).expect("a plan");
         assert_eq!(lark(&plan), format!("{start}{parameters}"));
         assert_eq!((plan.start_after, plan.again), (None, false));
     }
-    assert_eq!(plan(&tools(ToolChoice::None, true), BARE).format, None);
 }
 
 #[test]
