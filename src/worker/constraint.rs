@@ -15,6 +15,7 @@ mod compiler;
 mod gbnf;
 mod guard;
 mod marker;
+mod pattern;
 mod schema;
 
 #[cfg(test)]

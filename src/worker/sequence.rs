@@ -181,9 +181,10 @@ impl Sequence {
                 }
             },
         };
+        let passes_over_ends = self.passes_over_ends();
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
-            if said.is_some() || self.passes_over_ends() || !vocab.is_end(token) {
+            if said.is_some() || passes_over_ends || !vocab.is_end(token) {
                 self.logprobs.push(likelihoods.of(logits, token, spell));
             }
         }
@@ -194,12 +195,13 @@ impl Sequence {
     fn choose(&mut self, logits: &[f32], position: Position) -> Result<Token, EngineError> {
         let sampler = &mut self.arrival.sampler;
         let token = sampler.sample(logits, position);
-        match &mut self.arrival.constraint {
-            Some(constraint) if !constraint.allows(token)? => {
-                Ok(sampler.sample_among(logits, position, constraint.mask()?))
-            }
-            _ => Ok(token),
+        let Some(constraint) = &mut self.arrival.constraint else {
+            return Ok(token);
+        };
+        if constraint.allows(token)? {
+            return Ok(token);
         }
+        Ok(sampler.sample_among(logits, position, constraint.mask()?))
     }
 
     /// An end token always ends an answer that has a form: it comes only where the form is complete.

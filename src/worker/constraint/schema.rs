@@ -4,6 +4,7 @@
 //! what can't be kept while sampling is refused with its place (a JSON Pointer), sizes are bounded, and what is handed on contains
 //! nothing else. Keywords that JSON Schema itself does not know are annotations, and dropped.
 
+use super::pattern::of_ecmascript;
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, HashSet};
 
@@ -46,13 +47,25 @@ const VERSIONS: [&str; 4] = [
     "http://json-schema.org/draft-07/schema",
     "http://json-schema.org/draft-06/schema",
 ];
+/// Whole numbers of a schema that says nothing else are within this: exact in every reader, and few digits.
+const LARGEST_INTEGER: u64 = 999_999_999_999_999;
 /// Formats as the engine knows them.
-const FORMATS: [&str; 7] = [
-    "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+const FORMATS: [&str; 5] = ["duration", "ipv4", "ipv6", "uuid", "uri"];
+/// Formats that become patterns. The engine's own allow the 29th of February in every year, seconds that are none, and names
+/// that are too long.
+const PATTERNS: [(&str, &str); 5] = [
+    ("date", DATE),
+    ("time", TIME),
+    ("date-time", DATE_TIME),
+    ("email", EMAIL),
+    ("hostname", HOSTNAME),
 ];
-const DATE: &str = "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
-const TIME: &str =
-    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+const DATE: &str = "^[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))$";
+const TIME: &str = "^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
+const DATE_TIME: &str = "^[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$";
+const EMAIL: &str = "^[A-Za-z0-9_+-]{1,30}(\\.[A-Za-z0-9_+-]{1,30})?@[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?(\\.[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?){0,2}\\.[A-Za-z]{2,10}$";
+const HOSTNAME: &str =
+    "^[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?(\\.[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?){0,3}$";
 /// Keywords that say what is valid, and that no grammar of ours keeps.
 const UNSUPPORTED: [&str; 20] = [
     "not",
@@ -182,6 +195,7 @@ impl Walk {
         if let Some(name) = keywords.get("format") {
             format(name, &format!("{at}/format"), &mut prepared)?;
         }
+        bound_integers(&mut prepared);
         enough_properties(keywords, at)?;
         Ok(Value::Object(prepared))
     }
@@ -197,8 +211,18 @@ impl Walk {
             "properties" => self.named(value, at, MOST_PROPERTIES)?,
             "patternProperties" => {
                 let patterns = value.as_object().into_iter().flat_map(Map::keys);
-                patterns.into_iter().try_for_each(|rx| pattern(rx, at))?;
-                self.named(value, at, MOST_PATTERNS)?
+                patterns
+                    .into_iter()
+                    .try_for_each(|rx| pattern(rx, at).map(drop))?;
+                match self.named(value, at, MOST_PATTERNS)? {
+                    Value::Object(named) => {
+                        let named = named.into_iter();
+                        named
+                            .map(|(rx, schema)| (of_ecmascript(&rx), schema))
+                            .collect()
+                    }
+                    other => other,
+                }
             }
             "$defs" | "definitions" => self.named(value, at, MOST_SCHEMAS)?,
             "allOf" | "anyOf" => self.list(value, at, MOST_BRANCHES)?,
@@ -217,8 +241,7 @@ impl Walk {
             | "maxProperties" => count(value, at)?,
             "pattern" => {
                 let expression = value.as_str();
-                pattern(expression.ok_or_else(|| not_a(at, "string", value))?, at)?;
-                value.clone()
+                pattern(expression.ok_or_else(|| not_a(at, "string", value))?, at)?
             }
             // When all others are known: it may add to them.
             "format" => return Ok(()),
@@ -396,9 +419,9 @@ fn count(value: &Value, at: &str) -> Prepared {
     }
 }
 
-fn pattern(expression: &str, at: &str) -> Result<(), String> {
+fn pattern(expression: &str, at: &str) -> Prepared {
     if expression.len() <= MOST_PATTERN_BYTES {
-        return Ok(());
+        return Ok(Value::String(of_ecmascript(expression)));
     }
     Err(refused(
         at,
@@ -406,26 +429,25 @@ fn pattern(expression: &str, at: &str) -> Result<(), String> {
     ))
 }
 
-/// Dates and times become patterns: the engine's own allow the 29th of February in every year.
 fn format(value: &Value, at: &str, prepared: &mut Map<String, Value>) -> Result<(), String> {
     let name = value.as_str().ok_or_else(|| not_a(at, "string", value))?;
-    let pattern = match name {
-        "date" => format!("^{DATE}$"),
-        "time" => format!("^{TIME}$"),
-        "date-time" => format!("^{DATE}T{TIME}$"),
-        _ if FORMATS.contains(&name) => {
-            prepared.insert("format".into(), value.clone());
-            return Ok(());
-        }
-        _ => {
-            let known = FORMATS.join(", ");
-            return Err(refused(
-                at,
-                &format!(
-                    "this format can't be kept while sampling; date, time, date-time, {known} can"
-                ),
-            ));
-        }
+    if FORMATS.contains(&name) {
+        prepared.insert("format".into(), value.clone());
+        return Ok(());
+    }
+    let Some((_, pattern)) = PATTERNS.iter().find(|(known, _)| *known == name) else {
+        let known: Vec<&str> = PATTERNS
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(FORMATS)
+            .collect();
+        return Err(refused(
+            at,
+            &format!(
+                "this format can't be kept while sampling, but {} can",
+                known.join(", ")
+            ),
+        ));
     };
     // Beside a pattern of the schema's own.
     let branch = json!({"pattern": pattern});
@@ -436,6 +458,36 @@ fn format(value: &Value, at: &str, prepared: &mut Map<String, Value>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Gives whole numbers the bounds that their schema leaves open: multiples are found by sums over all digits, and beyond a double's
+/// precision readers see other numbers than were written.
+fn bound_integers(keywords: &mut Map<String, Value>) {
+    let is_integer = match keywords.get("type") {
+        Some(Value::Array(names)) => names.iter().any(|name| name == "integer"),
+        one => one.is_some_and(|name| name == "integer"),
+    };
+    if !is_integer && !keywords.contains_key("multipleOf") {
+        return;
+    }
+    let bound = |keywords: &Map<String, Value>, names: [&str; 2]| {
+        let bounds = names.iter().filter_map(|name| keywords.get(*name));
+        bounds.filter_map(Value::as_f64).next()
+    };
+    let least = bound(keywords, ["minimum", "exclusiveMinimum"]);
+    let most = bound(keywords, ["maximum", "exclusiveMaximum"]);
+    #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+    let usual = LARGEST_INTEGER as f64;
+    if most.is_none() {
+        let beyond = least.is_some_and(|least| least >= usual);
+        let most = if beyond { LARGEST_NUMBER } else { usual };
+        keywords.insert("maximum".into(), json!(most));
+    }
+    if least.is_none() {
+        let beyond = most.is_some_and(|most| most <= -usual);
+        let least = if beyond { -LARGEST_NUMBER } else { -usual };
+        keywords.insert("minimum".into(), json!(least));
+    }
 }
 
 fn version(value: &Value, at: &str) -> Prepared {
