@@ -228,7 +228,6 @@ fn arguments_of_earlier_calls_are_objects() {
 }
 
 #[test]
-#[ignore = "serde_json keeps the order of keys where llguidance is built in"]
 fn schemas_and_arguments_keep_the_order_of_their_keys() {
     let vocab = ByteVocab::new(&CHATML).with_template(KNOWS_TOOLS);
     let tools = tools(vec![Tool {
