@@ -488,3 +488,142 @@ fn rounding_never_draws_what_has_no_weight() {
     assert_eq!(pick([0.0, 1.0, 0.0, 2.0, 0.0].into_iter(), &mut 3.0), 3);
     assert_eq!(pick(repeat_n(0.0, 3), &mut 0.0), 0);
 }
+
+/// One bit for each of these tokens.
+fn mask_of(ids: &[u32], n_vocab: usize) -> Vec<u32> {
+    let mut mask = vec![0; n_vocab.div_ceil(32)];
+    for id in ids {
+        mask[*id as usize / 32] |= 1 << (id % 32);
+    }
+    mask
+}
+
+/// What a constrained sequence does.
+fn choose(sampler: &mut Sampler, logits: &[f32], position: u32, mask: &[u32]) -> Token {
+    let token = sampler.sample(logits, position);
+    if is_set(mask, token.0 as usize) {
+        return token;
+    }
+    sampler.sample_among(logits, position, mask)
+}
+
+#[test]
+fn drawing_twice_gives_the_allowed_tokens_their_shares() {
+    let logits: Vec<f32> = (0..100_u8).map(|id| f32::from(id % 7) / 2.0).collect();
+    let allowed = [3, 4, 5, 40, 41, 99];
+    let mask = mask_of(&allowed, logits.len());
+    let mut sampler = Sampler::new(&off(), &[]);
+    let mut counts: HashMap<u32, u32> = HashMap::new();
+    let draws = 60_000;
+    for position in 0..draws {
+        *counts
+            .entry(choose(&mut sampler, &logits, position, &mask).0)
+            .or_default() += 1;
+    }
+    let weight = |id: u32| f64::from(logits[id as usize]).exp();
+    let total: f64 = allowed.iter().map(|id| weight(*id)).sum();
+    assert_eq!(counts.len(), allowed.len());
+    for id in allowed {
+        let expected = weight(id) / total;
+        let share = f64::from(counts[&id]) / f64::from(draws);
+        assert!(
+            (share - expected).abs() < 0.01,
+            "{id}: {share} for {expected}"
+        );
+    }
+}
+
+#[test]
+fn forbidden_tokens_are_never_drawn() {
+    let n_vocab = 2 * CHUNK + 13;
+    let logits: Vec<f32> = (0..n_vocab)
+        .map(|id| (id * 37 % 101) as f32 / 20.0)
+        .collect();
+    let settings = [
+        Sampling {
+            temperature: 0.0,
+            ..off()
+        },
+        off(),
+        Sampling { top_k: 5, ..off() },
+        Sampling {
+            top_p: 0.5,
+            min_p: 0.1,
+            ..off()
+        },
+        Sampling {
+            repeat_penalty: 0.5,
+            presence_penalty: -50.0,
+            ..off()
+        },
+        Sampling {
+            logit_bias: vec![(Token(1), 100.0), (Token(140), -100.0)],
+            ..off()
+        },
+    ];
+    for sampling in settings {
+        let mut sampler = Sampler::new(&sampling, &tokens(&[1, 2, 3]));
+        for position in 0..200 {
+            let allowed = [position % 141, (position * 29 + 7) % 141, 140];
+            let mask = mask_of(&allowed, n_vocab);
+            let token = sampler.sample_among(&logits, position, &mask);
+            assert!(
+                allowed.contains(&token.0),
+                "{sampling:?}: {token:?} of {allowed:?}"
+            );
+        }
+    }
+    // Nor where nothing else has a logit.
+    let mut sampler = Sampler::new(&off(), &[]);
+    let mask = mask_of(&[2], 3);
+    assert_eq!(
+        sampler.sample_among(&[1.0, 1.0, f32::NEG_INFINITY], 0, &mask),
+        Token(2)
+    );
+    assert_eq!(
+        sampler.sample_among(&[1.0, 1.0, f32::NAN], 0, &mask),
+        Token(2)
+    );
+}
+
+#[test]
+fn greedy_takes_the_largest_that_is_allowed() {
+    let logits = some_logits(300);
+    let allowed = [7, 64, 200, 299];
+    let mask = mask_of(&allowed, logits.len());
+    let mut sampler = Sampler::new(
+        &Sampling {
+            temperature: 0.0,
+            ..off()
+        },
+        &[],
+    );
+    let best = allowed.iter().copied().reduce(|a, b| {
+        if logits[b as usize] > logits[a as usize] {
+            b
+        } else {
+            a
+        }
+    });
+    assert_eq!(choose(&mut sampler, &logits, 0, &mask).0, best.unwrap());
+}
+
+#[test]
+fn biases_come_before_penalties() {
+    let sampling = Sampling {
+        repeat_penalty: 2.0,
+        repeat_last_n: 1,
+        logit_bias: vec![(Token(2), -5.0), (Token(0), 2.0)],
+        ..off()
+    };
+    let logits = [2.0, -1.0, 3.0, 0.0];
+    let adjusted = |penalties: &Penalties| penalties.adjusted(&logits).collect::<Vec<_>>();
+    let mut penalties = Penalties::new(&sampling, &tokens(&[0]));
+    // (2 + 2) / 2, and 3 - 5 without a penalty.
+    assert_eq!(adjusted(&penalties), [(0, 2.0), (2, -2.0)]);
+    penalties.accept(Token(3));
+    // A bias stays when its token drops out of the window.
+    assert_eq!(adjusted(&penalties), [(0, 4.0), (2, -2.0), (3, 0.0)]);
+    penalties.accept(Token(2));
+    assert_eq!(adjusted(&penalties), [(0, 4.0), (2, -4.0)]);
+}
