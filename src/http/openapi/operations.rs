@@ -43,7 +43,7 @@ impl Operation {
             ("POST", phone::text::PATH) => Self::streamed(
                 with(
                     table(&[phone::text::FIELDS]),
-                    &phone_shapes::says_something(),
+                    [phone_shapes::says_something()],
                 ),
                 phone_shapes::answer(),
                 &[SSE, "application/x-ndjson", PLAIN],
@@ -100,19 +100,30 @@ impl Operation {
             openai::chat::PATH => Self::streamed(
                 with(
                     table(openai::chat::TABLE),
-                    &shapes::alternatives_need_logprobs(),
+                    [
+                        shapes::alternatives_need_logprobs(),
+                        shapes::choices_need_tools(),
+                    ],
                 ),
                 shapes::chat(),
                 &[SSE],
             ),
             openai::completions::PATH => Self::streamed(
-                table(openai::completions::TABLE),
+                with(
+                    table(openai::completions::TABLE),
+                    [shapes::nothing_needs_echo()],
+                ),
                 shapes::completion(),
                 &[SSE],
             ),
-            openai::responses::PATH => {
-                Self::streamed(table(openai::responses::TABLE), shapes::response(), &[SSE])
-            }
+            openai::responses::PATH => Self::streamed(
+                with(
+                    table(openai::responses::TABLE),
+                    [shapes::choices_need_tools()],
+                ),
+                shapes::response(),
+                &[SSE],
+            ),
             openai::embeddings::PATH => {
                 asks(shapes::embeddings(), table(openai::embeddings::TABLE))
             }
@@ -125,7 +136,10 @@ impl Operation {
             ),
             _ => asks(
                 shapes::one_text("prompt"),
-                table(openai::tokens::APPLY_TEMPLATE_TABLE),
+                with(
+                    table(openai::tokens::APPLY_TEMPLATE_TABLE),
+                    [shapes::choices_need_tools()],
+                ),
             ),
         }
     }
@@ -193,10 +207,8 @@ fn fields(fields: &[Field]) -> Value {
     schema::object(fields.iter())
 }
 
-/// A schema with a rule between its fields.
-fn with(mut schema: Value, rule: &Value) -> Value {
-    for (name, value) in rule.as_object().into_iter().flatten() {
-        schema[name] = value.clone();
-    }
+/// A schema with rules between its fields.
+fn with<const N: usize>(mut schema: Value, rules: [Value; N]) -> Value {
+    schema["allOf"] = rules.into_iter().collect();
     schema
 }
