@@ -55,6 +55,7 @@ test-models: setup ## Fetch and make the models that the tests need
 
 .PHONY: test
 test: test-models ## Run all tests, with llama.cpp and without
+	$(PYTHON) tools/render_templates.py --check
 	INSTA_UPDATE=no cargo test --release
 	cargo check --release --no-default-features --all-targets
 	$(PYTHON) -m unittest discover --start-directory benches --pattern 'test_*.py'
@@ -105,6 +106,12 @@ test-arm64: build arm64 ## Run that under qemu as phones of four kinds, and comp
 	@model=$$($(GET) --path '$(SMALL_MODEL)'); \
 	$(PYTHON) tools/check_arm64.py --package $(ARM64_DIST) --build $(ARM64_TARGET)/release/build \
 	  --reference $(BINARY) --model "$$model" $(ARGS)
+
+.PHONY: image-prove
+image-prove: setup ## Run the steps of Dockerfile.arm64 in a bare Debian, and the image's files under qemu (root; 20 minutes)
+	@tools/arm64-setup.sh test
+	@model=$$($(GET) --path '$(SMALL_MODEL)'); \
+	$(PYTHON) tools/prove_image.py --model "$$model" $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built; the cache outside the clone stays

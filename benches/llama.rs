@@ -7,8 +7,7 @@ mod models;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use models::test_model;
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Sampling, Usage,
-    WorkerConfig,
+    EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Usage, WorkerConfig,
 };
 use pocket_llm::worker;
 use std::path::PathBuf;

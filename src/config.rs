@@ -1,14 +1,14 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
 use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
-use crate::http::ApiKey;
+use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
 use crate::models::{Catalogue, Collection, CollectionError, Store};
 use crate::pool::PoolSettings;
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,34 +27,56 @@ const MOST_MODELS: u32 = 64;
 pub struct StoreArgs {
     /// Folder of the models [default: pocket-llm/models in the user's data folder, such as
     /// ~/.local/share/pocket-llm/models]
-    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR")]
+    #[arg(long, env = "POCKET_LLM_MODELS", value_name = "DIR", value_parser = maybe_empty())]
     pub models: Option<PathBuf>,
 
     /// Folder with further model descriptions (*.toml like those in models/); one with the name of a built-in model replaces
     /// it
-    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR")]
+    #[arg(long, env = "POCKET_LLM_CATALOGUE", value_name = "DIR", value_parser = maybe_empty())]
     pub catalogue: Option<PathBuf>,
 }
 
 impl StoreArgs {
-    /// Opens what they name; without the usual folder of models, models are files.
+    /// Opens what they name, and creates the folder of models; without the usual one, models are files.
     pub fn open(&self) -> Result<Collection, CollectionError> {
-        let models = self.models.as_deref().map(absolute);
-        Collection::open(models.as_deref(), self.catalogue.as_deref())
+        let models = named(self.models.as_deref()).map(absolute);
+        Collection::open(models.as_deref(), named(self.catalogue.as_deref()))
+    }
+
+    /// Opens what they name as it is, for who only reads.
+    pub fn look(&self) -> Result<Collection, CollectionError> {
+        let models = named(self.models.as_deref()).map(absolute);
+        Collection::look(models.as_deref(), named(self.catalogue.as_deref()))
     }
 
     /// The known models.
     pub fn catalogue(&self) -> Result<Catalogue, CatalogueError> {
-        Catalogue::load(self.catalogue.as_deref())
+        Catalogue::load(named(self.catalogue.as_deref()))
     }
 
-    /// The models on disk.
+    /// The folder of models, which is created if it is not there.
     pub fn store(&self) -> Result<Store, StoreError> {
-        match &self.models {
-            Some(root) => Store::open(&absolute(root)),
-            None => Store::open(&default_root()?),
-        }
+        Store::open(&self.root()?)
     }
+
+    /// The folder of models as it is, for who only reads or removes.
+    pub fn store_as_it_is(&self) -> Result<Store, StoreError> {
+        Store::look(&self.root()?)
+    }
+
+    fn root(&self) -> Result<PathBuf, StoreError> {
+        named(self.models.as_deref()).map_or_else(default_root, |root| Ok(absolute(root)))
+    }
+}
+
+/// A path that may be empty, as variables are that somebody unset by hand.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// An empty path names nothing.
+fn named(path: Option<&Path>) -> Option<&Path> {
+    path.filter(|path| !path.as_os_str().is_empty())
 }
 
 /// How a model is run; the same for `serve` and `run`.
@@ -141,6 +163,7 @@ pub struct ServeArgs {
         env = "POCKET_LLM_SLEEP_IDLE_SECONDS",
         default_value_t = -1.0,
         allow_negative_numbers = true,
+        value_parser = idle_seconds,
         value_name = "S"
     )]
     pub sleep_idle_seconds: f64,
@@ -204,6 +227,30 @@ pub struct ServeArgs {
         value_name = "KEY"
     )]
     pub api_key: Vec<ApiKey>,
+
+    /// File with further keys, one per line; it is read again when it changes. A line that begins with # is a comment
+    #[arg(long, env = "POCKET_LLM_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Origin of web pages that may use this server, such as `http://localhost:3000`; `*` lets every page in. Without it pages
+    /// of other sites get 403. Programs that are no browsers need no permission
+    #[arg(
+        long = "cors-origin",
+        env = "POCKET_LLM_CORS_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_origins: Vec<String>,
+
+    /// Further name under which clients may reach this server over loopback, such as one of a reverse proxy on this
+    /// machine. Without it only localhost, 127.0.0.1 and `[::1]` are answered there
+    #[arg(
+        long = "allowed-host",
+        env = "POCKET_LLM_ALLOWED_HOST",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub allowed_hosts: Vec<String>,
 
     /// Largest request body in bytes; a larger one gets 413
     #[arg(long, env = "POCKET_LLM_BODY_LIMIT", default_value_t = 8 << 20, value_name = "BYTES")]
@@ -297,6 +344,12 @@ pub struct Config {
     pub allow_delete: bool,
     /// Keys of which clients must send one; empty for none.
     pub api_keys: Vec<ApiKey>,
+    /// File with further keys.
+    pub api_key_file: Option<PathBuf>,
+    /// Web pages that may use this server.
+    pub origins: Origins,
+    /// Names under which it may be called over loopback, besides those of loopback.
+    pub hosts: Vec<String>,
     /// Largest body in bytes.
     pub body_limit: usize,
     /// Open connections at most.
@@ -356,6 +409,10 @@ impl ServeArgs {
             allow_install: self.allow_install,
             allow_delete: self.allow_delete,
             api_keys: self.api_key,
+            api_key_file: self.api_key_file,
+            origins: Origins::new(&said(self.cors_origins))
+                .map_err(|error| ConfigError(format!("--cors-origin: {error}")))?,
+            hosts: said(self.allowed_hosts),
             body_limit: self.body_limit,
             max_connections: self.max_connections as usize,
             keep_alive: seconds(
@@ -368,6 +425,12 @@ impl ServeArgs {
             grace: seconds("--grace", self.grace, 0.0, 86_400.0)?,
         })
     }
+}
+
+/// An empty variable of the environment is one that is not set.
+fn said(names: Vec<String>) -> Vec<String> {
+    let names = names.into_iter().map(|name| name.trim().to_owned());
+    names.filter(|name| !name.is_empty()).collect()
 }
 
 impl EngineArgs {
@@ -477,6 +540,15 @@ fn within<N: PartialOrd + Copy + std::fmt::Display>(
         )));
     }
     Ok(())
+}
+
+/// Seconds up to 10^9, or -1 for never.
+fn idle_seconds(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(seconds) if seconds.total_cmp(&-1.0).is_eq() => Ok(seconds),
+        Ok(seconds) if (0.0..=1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds from 0 to 1000000000, or -1 for never".into()),
+    }
 }
 
 fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, ConfigError> {

@@ -1,8 +1,9 @@
 //! The composition root: listeners, engine, router, signals, and a drain with a deadline.
 
 use crate::config::Config;
+use crate::device::children;
 use crate::engine::EngineState;
-use crate::http::{self, App, HttpSettings, Lifecycle, Parts};
+use crate::http::{self, App, HttpSettings, Keys, Lifecycle, Parts};
 use crate::metrics::Metrics;
 use crate::models::download::{Downloads, Hub, Puller, Settings};
 use crate::models::{Collection, Library, Model};
@@ -25,10 +26,14 @@ const LAST_BYTES: Duration = Duration::from_secs(1);
 /// Serves until a signal, then drains.
 pub async fn serve(config: Config) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
+    // Ends with the runtime.
+    tokio::spawn(adopt());
     let collection = config.store.open()?;
     let default = config.model.as_deref();
     let default = default.map(|name| collection.find(name)).transpose()?;
-    let listeners = bind(&config).await?;
+    let keys = Keys::new(&config.api_keys, config.api_key_file.as_deref())?;
+    let listeners = bind(&config, &keys).await?;
+    let watching = tokio::spawn(keys.clone().watch());
     clean_up(&collection);
     let lifecycle = Lifecycle::default();
     let pool = Pool::new(config.pool.clone());
@@ -37,8 +42,10 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
         Some(model) => Some(pool.lease(model, true).await?),
         None => None,
     };
-    let app = app(&config, collection, default.clone(), pool, &lifecycle)?;
+    let library = Library::new(collection, default, config.aliases.clone());
+    let app = app(&config, keys, library, pool, &lifecycle)?;
     let settings = app.settings().clone();
+    introduce(&settings);
     let close_time = settings.close_time;
     for listener in &listeners {
         announce(listener)?;
@@ -84,11 +91,26 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
         tokio::task::spawn_blocking(move || downloads.shutdown()).await?;
     }
     drop(stop);
+    watching.abort();
     if timeout(close_time + LAST_BYTES, server).await.is_err() {
         tracing::warn!("some connections did not close in time");
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn adopt() {
+    if let Err(error) = children::adopt().await {
+        tracing::warn!(%error, "processes that lose their parents will stay as zombies");
+    }
+}
+
+/// Says which pod this is, where that is known.
+fn introduce(settings: &HttpSettings) {
+    let (pod, node) = (&settings.pod_name, &settings.node_name);
+    if pod.is_some() || node.is_some() {
+        tracing::info!(pod, node, "this is a pod of Kubernetes");
+    }
 }
 
 /// Removes what broken-off downloads left long ago, beside everything else.
@@ -123,7 +145,7 @@ pub(crate) async fn load(pool: &Pool, model: &Model) -> Result<Lease> {
     loaded(Some(lease)).await?.context("a lease is given back")
 }
 
-async fn bind(config: &Config) -> Result<Vec<TcpListener>> {
+async fn bind(config: &Config, keys: &Keys) -> Result<Vec<TcpListener>> {
     let mut listeners: Vec<TcpListener> = Vec::new();
     for address in &config.listen {
         let mut address = *address;
@@ -133,8 +155,8 @@ async fn bind(config: &Config) -> Result<Vec<TcpListener>> {
         }
         let listener = TcpListener::bind(address).await;
         listeners.push(listener.with_context(|| format!("can't listen on {address}"))?);
-        if !address.ip().is_loopback() && config.api_keys.is_empty() {
-            tracing::warn!(%address, "anyone who reaches this address can use the model: set --api-key");
+        if !address.ip().is_loopback() && keys.is_open() {
+            tracing::warn!(%address, "anyone who reaches this address can use the model: set --api-key or --api-key-file");
         }
     }
     Ok(listeners)
@@ -142,12 +164,12 @@ async fn bind(config: &Config) -> Result<Vec<TcpListener>> {
 
 fn app(
     config: &Config,
-    collection: Collection,
-    default: Option<Model>,
+    keys: Keys,
+    library: Library,
     pool: Pool,
     lifecycle: &Lifecycle,
 ) -> Result<App> {
-    let downloads = match &collection.store {
+    let downloads = match &library.collection().store {
         Some(store) => Some(Downloads::new(Puller {
             store: store.clone(),
             hub: Hub::from_environment()?,
@@ -160,7 +182,9 @@ fn app(
         body_limit: config.body_limit,
         max_connections: config.max_connections,
         keep_alive: config.keep_alive,
-        keys: config.api_keys.clone(),
+        keys,
+        origins: config.origins.clone(),
+        hosts: config.hosts.clone(),
         allow_install: config.allow_install,
         allow_delete: config.allow_delete,
         pod_name: named(std::env::var("POD_NAME")),
@@ -169,7 +193,7 @@ fn app(
     };
     Ok(App::new(Parts {
         pool,
-        library: Library::new(collection, default, config.aliases.clone()),
+        library,
         downloads,
         metrics: Arc::new(Metrics::new()),
         settings,

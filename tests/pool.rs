@@ -18,9 +18,11 @@ use scripted::{Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Weights of each model: much more than anything else that it needs.
@@ -241,6 +243,55 @@ async fn a_busy_model_is_waited_for_and_comes_back_after_the_other() {
     assert_eq!(read(again).await.text, "three");
     assert_eq!(machine.loads(), ["a", "b", "a"]);
     until("one is left", || machine.here() == ["a"]).await;
+}
+
+/// Requests for one model that never end, as three clients send them: each has its next one before it drops its last one, so that the
+/// model is in use at every moment. Who asks for another model gets it all the same, one after the other: from the moment on that a
+/// model must make room, new requests for it wait behind the newcomer.
+#[tokio::test]
+async fn traffic_without_a_gap_starves_no_other_model() {
+    let machine = Arc::new(Machine::with_room_for(1, |settings| {
+        settings.engine.config.places = 64;
+    }));
+    let over = Arc::new(AtomicBool::new(false));
+    let traffic: Vec<_> = (0..3)
+        .map(|_| {
+            let (machine, over) = (Arc::clone(&machine), Arc::clone(&over));
+            tokio::spawn(async move {
+                let mut answers = 0;
+                let mut lease = machine.lease("a").await;
+                while !over.load(Ordering::Relaxed) {
+                    let generation = lease.engine().submit(request("say:yes|")).unwrap();
+                    let next = machine.lease("a").await;
+                    answered(&read(generation).await);
+                    answers += 1;
+                    lease = next;
+                }
+                answers
+            })
+        })
+        .collect();
+    until("it answers", || machine.loads() == ["a"]).await;
+    for _ in 0..3 {
+        let both = async { tokio::join!(machine.ask("b"), machine.ask("c")) };
+        let (b, c) = timeout(Duration::from_mins(1), both)
+            .await
+            .expect("both are served");
+        answered(&b);
+        answered(&c);
+    }
+    over.store(true, Ordering::Relaxed);
+    for client in traffic {
+        assert!(client.await.unwrap() > 0);
+    }
+    let loads = machine.loads();
+    for name in ["b", "c"] {
+        assert_eq!(
+            loads.iter().filter(|load| *load == name).count(),
+            3,
+            "{loads:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! `verify` of the real binary: digests and sizes of small files, and the vocabularies of real models against their publishers'
 //! tokenizers.
 
-#![cfg(feature = "llama")]
+#![cfg(all(feature = "llama", feature = "tokenizers"))]
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "support/models.rs"]

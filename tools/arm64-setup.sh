@@ -8,6 +8,7 @@
 # exits with 1. Rust's standard library comes from rustup, or, where its server does not answer, with Debian's own compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tools/packages.sh
 
 purpose=${1:-build}
 target=aarch64-unknown-linux-gnu
@@ -35,15 +36,6 @@ missing_packages() {
     done
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then env DEBIAN_FRONTEND=noninteractive "$@"; else sudo -n env DEBIAN_FRONTEND=noninteractive "$@"; fi
-}
-
-can_install() {
-    command -v apt-get >/dev/null || return 1
-    [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null
-}
-
 stop() {
     echo "arm64-setup: $1, by the names of Debian's packages: ${*:2}" >&2
     echo "arm64-setup: install them (sudo dpkg --add-architecture arm64, apt-get update, apt-get install), then try again" >&2
@@ -58,10 +50,8 @@ install_packages() {
     can_install || stop missing "${packages[@]}"
     echo "arm64-setup: installing ${packages[*]}" >&2
     as_root dpkg --add-architecture arm64
-    # A third-party source that does not answer must not stop us: the install says what is really missing.
-    as_root apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 update </dev/null >/dev/null 2>&1 || true
-    as_root apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends \
-        "${packages[@]}" </dev/null >/dev/null
+    apt_update
+    apt_install "${packages[@]}"
     mapfile -t packages < <(missing_packages)
     [ ${#packages[@]} -eq 0 ] || stop "installed, yet still not usable" "${packages[@]}"
 }

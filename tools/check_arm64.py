@@ -6,6 +6,9 @@
 The program runs from a copy of the package, while the folders of the build are away: a package that works only on the machine
 that made it must fail here. On each CPU it must choose the kernels that belong to it, give the answers of the reference
 (a native binary), stream, lose and regain its worker, and drain. What qemu computes is right, its speed says nothing.
+
+Beside that: what a build on the phone itself would be compiled for, on phones of several kinds. CMake is told that it runs on one, and
+compiles one file of kernels with the compiler for ARM64.
 """
 
 import argparse
@@ -35,6 +38,17 @@ CPUS = {
 # What the kernels must be made of: dot products, matrix products, scalable vectors.
 INSTRUCTIONS = {"armv8.0_1": (), "armv8.2_2": ("sdot",), "armv8.6_0": ("sdot", "smmla"),
                 "armv8.6_2": ("sdot", "smmla", "ptrue")}
+# Features that the kernels of real phones show (A53; A76; Snapdragon 8 Gen 1, whose SVE is hidden; Tensor G3), and what a build there
+# must be compiled for.
+PHONES = {
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid": ("armv8-a", "armv8.0_1"),
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs":
+        ("armv8.2-a+dotprod+fp16", "armv8.2_2"),
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 asimddp sha512 i8mm":
+        ("armv8.2-a+dotprod+fp16+i8mm", "armv8.6_0"),
+    "fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp sve sve2 svei8mm svebf16 i8mm bf16":
+        ("armv8.2-a+dotprod+fp16+i8mm+sve+sve2", "armv8.6_2"),
+}
 MOST_BYTES = 13_000_000  # a phone fetches the package over the air
 # Kernels have several hundred; a handful would be an accident.
 FEW = 50
@@ -63,12 +77,15 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_instructions(args.package)
+        for features, (march, variant) in PHONES.items():
+            check_native_build(features, march, variant)
         with tempfile.TemporaryDirectory(prefix="pocket-llm-arm64-") as work, away(args.build):
             copy = Path(work) / "package"
             shutil.copytree(args.package, copy)
             expected = answers_of(args.reference, args.model)
             for cpu in args.cpu or CPUS:
                 check_cpu(cpu, copy, args.model, expected)
+            check_verify(copy / "pocket-llm", args.model)
             check_without_kernels(copy, args.package, args.model)
     except Failed as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
@@ -88,17 +105,61 @@ def check_instructions(package: Path) -> None:
     size = sum(path.stat().st_size for path in package.iterdir())
     check(size <= MOST_BYTES, f"{package} has {size} bytes, {MOST_BYTES} are allowed")
     check(found.keys() == INSTRUCTIONS.keys(), f"{package} has kernels for {sorted(found)}, not {sorted(INSTRUCTIONS)}")
+    print(f"the package: {size} bytes in {len(list(package.iterdir()))} files")
     for variant, path in sorted(found.items()):
-        listing = subprocess.run(["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn", path],
-                                 check=True, capture_output=True, text=True).stdout
-        counts = collections.Counter(line.split("\t")[1].strip() for line in listing.splitlines() if line.count("\t") >= 1)
-        row = {name: counts[name] for name in ("sdot", "smmla", "ptrue")}
-        for name, count in row.items():
-            if name in INSTRUCTIONS[variant]:
-                check(count >= FEW, f"{path.name} has only {count} of {name}")
-            else:
-                check(count == 0, f"{path.name} has {count} of {name}, which its CPUs may not know")
-        print(f"{variant}: {path.stat().st_size} bytes, {row}")
+        print(f"{variant}: {path.stat().st_size} bytes, {counted(path, variant, FEW)}")
+
+
+def counted(path: Path, variant: str, few: int) -> dict[str, int]:
+    """How often the instructions occur that tell variants apart; each that the variant has must, and no other may."""
+    listing = subprocess.run(["aarch64-linux-gnu-objdump", "--disassemble", "--no-show-raw-insn", path],
+                             check=True, capture_output=True, text=True).stdout
+    counts = collections.Counter(line.split("\t")[1].strip() for line in listing.splitlines() if line.count("\t") >= 1)
+    row = {name: counts[name] for name in ("sdot", "smmla", "ptrue")}
+    for name, count in row.items():
+        if name in INSTRUCTIONS[variant]:
+            check(count >= few, f"{path.name} for {variant} has only {count} of {name}")
+        else:
+            check(count == 0, f"{path.name} for {variant} has {count} of {name}, which its CPUs may not know")
+    return row
+
+
+# --- A build on the phone itself ---
+
+def check_native_build(features: str, march: str, variant: str) -> None:
+    """Configures llama.cpp as on a phone that shows these features, and compiles the file with the dot products."""
+    with tempfile.TemporaryDirectory(prefix="pocket-llm-native-") as work:
+        folder = Path(work)
+        cpuinfo, uname = folder / "cpuinfo", folder / "bin/uname"
+        cpuinfo.write_text(f"processor\t: 0\nFeatures\t: {features}\n")
+        uname.parent.mkdir()
+        uname.write_text(f'#!/bin/sh\ncase "$*" in -m | -p) echo aarch64 ;; *) exec {shutil.which("uname")} "$@" ;; esac\n')
+        uname.chmod(0o755)
+        surroundings = {**os.environ, "PATH": f"{uname.parent}:{os.environ['PATH']}"}
+        run = subprocess.run(["cmake", "-S", llama_cpp(), "-B", folder / "build", "-DGGML_NATIVE=ON", "-DGGML_CCACHE=OFF",
+                              *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")),
+                              "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+                              f"-DCMAKE_PROJECT_ggml_INCLUDE={Path(__file__).resolve().parent.parent / 'cmake/ggml-arm64.cmake'}",
+                              f"-DARM64_CPUINFO={cpuinfo}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DCMAKE_BUILD_TYPE=Release"],
+                             env=surroundings, capture_output=True, text=True)
+        check(run.returncode == 0, f"a build on a phone with {features} is not configured: {run.stderr}")
+        commands = json.loads((folder / "build/compile_commands.json").read_text())
+        (kernels,) = [each for each in commands if each["file"].endswith("ggml-cpu/arch/arm/quants.c")]
+        words = shlex.split(kernels["command"])
+        asked = [word for word in words if re.match("-m(arch|cpu)=", word)]
+        check(asked == [f"-march={march}"], f"on a phone with {features} kernels are compiled for {asked}, not {march}")
+        compiled = folder / "quants.o"
+        words[words.index("-o") + 1] = str(compiled)
+        subprocess.run(words, check=True, cwd=kernels["directory"])
+        print(f"built on a phone: -march={march}, {counted(compiled, variant, 1)} in quants.c")
+
+
+def llama_cpp() -> Path:
+    """The sources in the crate that is locked."""
+    metadata = json.loads(subprocess.run(["cargo", "metadata", "--format-version", "1", "--locked", "--offline"], check=True,
+                                         capture_output=True, text=True, cwd=Path(__file__).parent).stdout)
+    (crate,) = [package for package in metadata["packages"] if package["name"] == "llama-cpp-sys-2"]
+    return Path(crate["manifest_path"]).with_name("llama.cpp")
 
 
 @contextlib.contextmanager
@@ -277,6 +338,15 @@ def check_stream_and_drain(program: Program, expected: dict[str, tuple[int, str]
     check("".join(event["token"] for event in events[:-1]) == expected[question][1], f"{events}")
     check(program.ended() == 0, f"it ended with {program.process.returncode}: {program.said()}")
     check(not Path(f"/proc/{worker}").exists(), "its worker is still there")
+
+
+def check_verify(binary: Path, model: Path) -> None:
+    """The package compares no vocabularies, and says so; all else of a file is verified."""
+    run = subprocess.run([*emulated("cortex-a76", binary), "verify", model, "--tokenizer", "/dev/null"], capture_output=True, text=True,
+                         timeout=START_SECONDS, env=surroundings())
+    check("  sha256  " in run.stdout and run.returncode == 1, f"verify ended with {run.returncode}: {run.stdout}{run.stderr}")
+    check(run.stderr.count("\n") == 1 and "this build can't compare with a tokenizer.json" in run.stderr, f"verify says: {run.stderr}")
+    print(f"verify: {run.stderr.strip()}")
 
 
 def check_without_kernels(package: Path, other: Path, model: Path) -> None:

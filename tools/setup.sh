@@ -8,6 +8,8 @@
 # missing and exits with 1. The Rust toolchain is never installed here. All else that it makes (a Python venv, cargo-deny)
 # lies in the cache, $POCKET_LLM_CACHE or ~/.cache/pocket-llm.
 set -euo pipefail
+# shellcheck source=tools/packages.sh
+. "$(dirname "$0")/packages.sh"
 
 purpose=${1:-build}
 cache=${POCKET_LLM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pocket-llm}
@@ -50,19 +52,6 @@ optional_packages() {
     if [ "$purpose" = lint ]; then command -v shellcheck >/dev/null || echo shellcheck; fi
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then env DEBIAN_FRONTEND=noninteractive "$@"; else sudo -n env DEBIAN_FRONTEND=noninteractive "$@"; fi
-}
-
-can_install() {
-    command -v apt-get >/dev/null || return 1
-    [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null
-}
-
-apt_install() {
-    as_root apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install --yes --no-install-recommends "$@" </dev/null >/dev/null
-}
-
 install_packages() {
     local required optional
     mapfile -t required < <(required_packages)
@@ -75,8 +64,7 @@ install_packages() {
         exit 1
     fi
     echo "setup: installing ${required[*]} ${optional[*]}" >&2
-    # A third-party source that does not answer must not stop us: the install says what is really missing.
-    as_root apt-get -qq -o Acquire::Retries=3 update </dev/null >/dev/null 2>&1 || true
+    apt_update
     [ ${#required[@]} -eq 0 ] || apt_install "${required[@]}"
     [ ${#optional[@]} -eq 0 ] || apt_install "${optional[@]}" 2>/dev/null || echo "setup: going on without ${optional[*]}" >&2
     mapfile -t required < <(required_packages)

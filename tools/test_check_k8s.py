@@ -1,11 +1,13 @@
 """Each rule of check_k8s.py notices what it is for: a manifest is spoilt in one place, and that is found."""
 
 import copy
+import dataclasses
+import tempfile
 import unittest
 from pathlib import Path
 
 import check_k8s
-from check_k8s import Facts, Overlay, findings, render, schema_errors, sums
+from check_k8s import Facts, Overlay, findings, lints, render, schema_errors, sums, weighs
 
 FOLDER = check_k8s.ROOT / "k8s/overlays"
 
@@ -69,11 +71,23 @@ SPOILT = [
     (pod, "terminationGracePeriodSeconds", 30, "not enough"),
     (lambda d: Overlay(d).spec["updateStrategy"]["rollingUpdate"], "maxUnavailable", 2, "one phone at a time"),
     (pod, "tolerations", [{"operator": "Exists"}], "taint"),
+    (pod, "tolerations", None, "taint"),
     (lambda d: pod(d)["securityContext"], "runAsNonRoot", False, "as root"),
     (pod, "automountServiceAccountToken", True, "token"),
     (lambda d: server(d)["securityContext"], "readOnlyRootFilesystem", False, "writable"),
     (lambda d: server(d)["securityContext"]["capabilities"], "add", ["CHOWN"], "capabilities"),
     (lambda d: server(d)["securityContext"], "runAsUser", 0, "runs as root"),
+    (lambda d: pod(d)["securityContext"], "runAsUser", 10001, "files are for"),
+    (lambda d: pod(d)["initContainers"][0], "args", ["prepare-store", "--owner", "0:0", "/var/lib/pocket-llm"], "gives the store to"),
+    (lambda d: pod(d)["initContainers"][0], "args", ["prepare-store", "--owner", "65532:65532", "/models"], "the store is"),
+    (lambda d: server(d)["volumeMounts"][0], "mountPath", "/models", "the store is"),
+    (variable("POCKET_LLM_MODELS"), "value", "/models", "the store is"),
+    (server, "command", ["/bin/sh"], "entry point"),
+]
+# What the image says instead, and a piece of the sentence that must come.
+SPOILT_IMAGE = [
+    ("entrypoint", ["/bin/sh"], "the image starts"), ("signal", "SIGKILL", "stopped by"), ("user", (1000, 1000), "files are for"),
+    ("volumes", ["/models"], "not its volume"), ("store", "/models", "the store is"), ("tags", {"latest"}, "names the tags"),
 ]
 
 
@@ -110,9 +124,15 @@ class Rules(unittest.TestCase):
         self.assertIn("selects other pods", self.spoil(
             self.pod_network, lambda d: network(d)["spec"]["podSelector"]["matchLabels"], "app.kubernetes.io/name", "other"))
         self.assertIn("NetworkPolicy does nothing", self.spoil(self.pod_network, pod, "hostNetwork", True))
-        monitor = kind("ServiceMonitor")
-        self.assertIn("no Service of ours", self.spoil(
-            self.monitoring, lambda d: monitor(d)["spec"]["endpoints"][0], "port", "metrics"))
+        monitor, first = kind("PodMonitor"), lambda d: monitor(d)["spec"]["podMetricsEndpoints"][0]
+        self.assertEqual(self.found(self.monitoring), "")
+        self.assertIn("selects other pods", self.spoil(
+            self.monitoring, lambda d: monitor(d)["spec"]["selector"]["matchLabels"], "app.kubernetes.io/name", "other"))
+        for key, value, sentence in (("portNumber", 8005, "finds nothing"), ("path", "/metric", "nothing answers"),
+                                     ("relabelings", [], "leads to ['10.0.0.2', ")):
+            self.assertIn(sentence, self.spoil(self.monitoring, first, key, value))
+        self.assertIn("leads to ['10.0.0.2:8006']", self.spoil(
+            self.monitoring, lambda d: first(d)["relabelings"][1], "replacement", "$1:8006"))
         board = next(d["metadata"]["name"] for d in self.monitoring if "dashboard" in d["metadata"]["name"])
         self.assertIn("no metric pocket_llm_speed", self.spoil(
             self.monitoring, lambda d: next(m for m in d if m["metadata"]["name"] == board)["data"], "pocket-llm.json", "pocket_llm_speed"))
@@ -128,8 +148,28 @@ class Rules(unittest.TestCase):
     def test_sums_are_added_up(self):
         good = Path(FOLDER / "phone/memory.yaml").read_text()
         self.assertEqual(list(sums(good)), [])
-        self.assertEqual(len(list(sums(good.replace("769 weights +", "768 weights +")))), 1)
-        self.assertEqual(len(list(sums(good.replace("memory: 1280Mi", "memory: 1024Mi")))), 1)
+        self.assertEqual(len(list(sums(good.replace("769 file +", "768 file +")))), 1)
+        self.assertEqual(len(list(sums(good.replace("memory: 1152Mi", "memory: 1024Mi")))), 1)
+
+    def test_sums_are_for_the_model_that_is_served(self):
+        good, phone = Path(FOLDER / "phone/memory.yaml").read_text(), Overlay(self.phone)
+        self.assertEqual(list(weighs(good, phone, self.facts)), [])
+        for old, new in (("806,058,272", "806,058,273"), (" 769 file ", " 700 file "), ("8192 cells", "4096 cells")):
+            self.assertEqual(len(list(weighs(good.replace(old, new), phone, self.facts))), 1, old)
+
+    def test_image_and_manifests_agree(self):
+        for field, value, sentence in SPOILT_IMAGE:
+            with self.subTest(field=field):
+                facts = dataclasses.replace(self.facts, image=dataclasses.replace(self.facts.image, **{field: value}))
+                self.assertIn(sentence, "\n".join(findings(self.phone, facts)))
+
+    def test_the_dockerfile_is_linted(self):
+        good = (check_k8s.ROOT / "Dockerfile.arm64").read_text()
+        with tempfile.NamedTemporaryFile("w", suffix=".Dockerfile") as file:
+            file.write(good.replace("# hadolint ignore=", "# "))
+            file.flush()
+            (found,) = lints(Path(file.name))
+        self.assertTrue("DL3008" in found and "DL3029" in found, found)
 
 
 if __name__ == "__main__":

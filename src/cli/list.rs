@@ -1,8 +1,9 @@
 //! `pocket-llm list`: which models are on disk, which are being fetched, and which are known.
 
-use super::models::{ago, size};
+use super::models::ago;
 use crate::config::StoreArgs;
 use crate::models::catalogue::Capability;
+use crate::models::memory::Bytes;
 use crate::models::store::{Manifest, Moment, Origin, Partial, State, Stored};
 use crate::models::{Catalogue, Entry, Store};
 use anyhow::{Context, Result};
@@ -25,7 +26,7 @@ pub(super) struct ListArgs {
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<ExitCode> {
-    let (catalogue, store) = (args.models.catalogue()?, args.models.store()?);
+    let (catalogue, store) = (args.models.catalogue()?, args.models.store_as_it_is()?);
     let listed = Listed::new(&catalogue, &store)?;
     let text = if args.json {
         format!("{:#}\n", listed.json())
@@ -161,7 +162,7 @@ fn row(model: &Stored) -> [String; 6] {
     let when = |moment: Option<Moment>| moment.map_or_else(|| "-".into(), ago);
     [
         model.name.to_string(),
-        size(model.bytes),
+        Bytes(model.bytes).to_string(),
         quantisation(&file_of(model)).unwrap_or("-").into(),
         manifest.map_or_else(|| "-".into(), origin),
         when(manifest.and_then(|manifest| manifest.fetched_at)),
@@ -187,11 +188,11 @@ fn partial_row(partial: &Partial) -> [String; 4] {
     };
     let of = partial
         .expected
-        .map_or_else(String::new, |expected| format!(" of {}", size(expected)));
+        .map_or_else(String::new, |expected| format!(" of {}", Bytes(expected)));
     [
         partial.stem.clone(),
         progress,
-        format!("{}{of}", size(partial.bytes)),
+        format!("{}{of}", Bytes(partial.bytes)),
         if partial.running {
             "being fetched"
         } else {
@@ -220,7 +221,10 @@ fn known_row(entry: &Entry) -> [String; 5] {
     let abilities: Vec<&str> = abilities.map(|it| it.word()).collect();
     [
         entry.name.clone(),
-        entry.source.bytes.map_or_else(|| "-".into(), size),
+        entry
+            .source
+            .bytes
+            .map_or_else(|| "-".into(), |bytes| Bytes(bytes).to_string()),
         quantisation(entry.source.hub.file()).unwrap_or("-").into(),
         entry.licence.clone(),
         abilities.join(", "),

@@ -9,6 +9,7 @@ mod run;
 mod show;
 mod tokenise;
 mod verify;
+#[cfg(feature = "tokenizers")]
 mod vocabulary;
 
 use crate::config::{Machine, ServeArgs};

@@ -1,22 +1,6 @@
-//! How the subcommands about models show sizes and times.
+//! How the subcommands about models show times. Bytes are shown by [`Bytes`](crate::models::memory::Bytes), as everywhere.
 
 use crate::models::store::Moment;
-
-/// Bytes for people: `806 MB`.
-pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
-    for (unit, scale) in UNITS {
-        if bytes >= scale {
-            let tenths = bytes / (scale / 10);
-            return if tenths < 100 {
-                format!("{}.{} {unit}", tenths / 10, tenths % 10)
-            } else {
-                format!("{} {unit}", tenths / 10)
-            };
-        }
-    }
-    format!("{bytes} B")
-}
 
 /// How long ago it was, for people: `3 days ago`.
 pub(super) fn ago(moment: Moment) -> String {
@@ -42,20 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_ages_are_for_people() {
-        let sizes = [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (9_999_999, "9.9 MB"),
-            (10_000_000, "10 MB"),
-            (806_058_272, "806 MB"),
-            (1_117_320_736, "1.1 GB"),
-            (u64::MAX, "18446744073 GB"),
-        ];
-        for (bytes, text) in sizes {
-            assert_eq!(size(bytes), text);
-        }
+    fn ages_are_for_people() {
         let before = |seconds: u64| ago(Moment(Moment::now().0 - seconds * 1000));
         assert_eq!(before(0), "just now");
         assert_eq!(before(61), "1 minute ago");

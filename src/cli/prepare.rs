@@ -39,7 +39,7 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
     let id = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
     text.split_once(':')
         .and_then(|(user, group)| Some((id(user)?, id(group)?)))
-        .ok_or_else(|| "give two numbers, such as 10001:10001".into())
+        .ok_or_else(|| "give two numbers, such as 65532:65532".into())
 }
 
 #[cfg(test)]
@@ -48,8 +48,8 @@ mod tests {
 
     #[test]
     fn owners_are_two_numbers() {
-        assert_eq!(owner("10001:5"), Ok((10_001, 5)));
-        for wrong in ["", "10001", "a:1", "1:-1", "1:4294967295", "1:2:3"] {
+        assert_eq!(owner("65532:5"), Ok((65_532, 5)));
+        for wrong in ["", "65532", "a:1", "1:-1", "1:4294967295", "1:2:3"] {
             assert!(owner(wrong).is_err(), "{wrong}");
         }
     }

@@ -5,12 +5,12 @@
 
 mod display;
 
-use super::models::size;
 use crate::config::StoreArgs;
 use crate::models::ModelRef;
 use crate::models::download::{
     DownloadError, Existing, How, Hub, Progress, Pulled, Puller, Settings,
 };
+use crate::models::memory::Bytes;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
@@ -197,7 +197,7 @@ impl Stops {
 
 /// The result's line.
 fn report(name: &str, pulled: &Pulled) -> Result<()> {
-    let size = size(pulled.bytes);
+    let size = Bytes(pulled.bytes);
     match pulled.how {
         How::Fetched { .. } => eprintln!("{name}: fetched, {size}"),
         How::AlreadyThere => eprintln!("{name}: is there already, {size}"),

@@ -1,7 +1,7 @@
 //! `pocket-llm rm`: removes models from the store, and says exactly what it removed.
 
-use super::models::size;
 use crate::config::StoreArgs;
+use crate::models::memory::Bytes;
 use crate::models::{Catalogue, Store};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -21,7 +21,7 @@ pub(super) struct RmArgs {
 
 /// Removes what it can; status 1 if it could not remove all.
 pub(super) fn run(args: &RmArgs) -> Result<ExitCode> {
-    let (catalogue, store) = (args.models.catalogue()?, args.models.store()?);
+    let (catalogue, store) = (args.models.catalogue()?, args.models.store_as_it_is()?);
     let mut code = ExitCode::SUCCESS;
     let mut freed = 0;
     for name in &args.names {
@@ -34,7 +34,7 @@ pub(super) fn run(args: &RmArgs) -> Result<ExitCode> {
         }
     }
     if freed > 0 {
-        say(&format!("{} freed ({freed} bytes)", size(freed)))?;
+        say(&format!("{} freed ({freed} bytes)", Bytes(freed)))?;
     }
     Ok(code)
 }

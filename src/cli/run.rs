@@ -66,7 +66,7 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         (Some(prompt), Some(piped)) => Some(format!("{prompt}\n\n{piped}")),
         (prompt, piped) => prompt.or(piped),
     };
-    let model = args.store.open()?.find(&args.model)?;
+    let model = args.store.look()?.find(&args.model)?;
     let pool = Pool::new(settings);
     let lease = serve::load(&pool, &model).await?;
     let interrupts = signal(SignalKind::interrupt())?;

@@ -35,7 +35,7 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) fn show(args: &ShowArgs) -> Result<ExitCode> {
-    let gguf = Gguf::read(&args.store.open()?.find(&args.model)?.path)?;
+    let gguf = Gguf::read(&args.store.look()?.find(&args.model)?.path)?;
     let report = Report::of(&gguf);
     let text = if args.json {
         format!("{:#}\n", report.json())
@@ -207,10 +207,10 @@ const GROUPS: [&str; 7] = [
     "other",
 ];
 
-fn group(tensor: &Tensor) -> &'static str {
+fn group(tensor: Tensor<'_>) -> &'static str {
     let (in_layer, name) = match tensor.layer() {
         Some((_, name)) => (true, name),
-        None => (false, &*tensor.name),
+        None => (false, tensor.name),
     };
     let begins = |start| name.starts_with(start);
     match name {
@@ -227,8 +227,9 @@ fn group(tensor: &Tensor) -> &'static str {
 /// Bytes by part and type, the types with most bytes first.
 fn groups(gguf: &Gguf) -> Vec<(&'static str, Vec<(TensorType, u64)>)> {
     let bytes = |name: &str, kind: TensorType| -> u64 {
-        let tensors = gguf.tensors().iter();
-        let same = tensors.filter(|tensor| tensor.kind == kind && group(tensor) == name);
+        let same = gguf
+            .tensors()
+            .filter(|tensor| tensor.kind == kind && group(*tensor) == name);
         same.map(|tensor| tensor.bytes).sum()
     };
     let all = GROUPS.into_iter().map(|name| {
@@ -245,8 +246,8 @@ fn groups(gguf: &Gguf) -> Vec<(&'static str, Vec<(TensorType, u64)>)> {
 /// What would make it faster, where that is plain from the bytes.
 fn advice(gguf: &Gguf) -> Vec<String> {
     let all = gguf.bytes_per_decoded_token();
-    let wide = |tensor: &&Tensor| !tensor.kind.is_quantised() && tensor.directions() > 1;
-    let less = |tensor: &Tensor| {
+    let wide = |tensor: &Tensor<'_>| !tensor.kind.is_quantised() && tensor.directions() > 1;
+    let less = |tensor: Tensor<'_>| {
         let quantised = TensorType::Q8_0.bytes_of(tensor.elements());
         gguf.bytes_read(tensor)
             .saturating_sub(quantised.unwrap_or(tensor.bytes))
@@ -258,7 +259,7 @@ fn advice(gguf: &Gguf) -> Vec<String> {
             .tensor("token_embd.weight")
             .map(|embedding| (embedding, "embedding")),
     };
-    let matrices = gguf.tensors().iter().filter(wide);
+    let matrices = gguf.tensors().filter(wide);
     let saved: u64 = matrices.clone().map(less).sum();
     let of_head = head.filter(|(tensor, _)| wide(tensor));
     match of_head.map(|(tensor, what)| (tensor, what, less(tensor))) {

@@ -4,10 +4,12 @@
 //! `tokenizer.json` is at hand, whether the vocabulary tokenises as it does. Findings are standard output; a file that fails is a
 //! sentence on standard error and status 1.
 
+#[cfg(feature = "tokenizers")]
 use super::vocabulary::Vocabulary;
 use crate::config::StoreArgs;
 use crate::models::catalogue::Source;
 use crate::models::gguf::Gguf;
+#[cfg(feature = "tokenizers")]
 use crate::models::parity;
 use crate::models::store::{Manifest, Moment, Origin, Stored, tokenizer_path};
 use crate::models::{Catalogue, Digest, ModelRef, Store, verify as digest_of};
@@ -18,6 +20,11 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
+
+/// Whether this build can compare vocabularies.
+const COMPARES: bool = cfg!(feature = "tokenizers");
+/// What is said where it can't.
+const INCAPABLE: &str = "this build can't compare with a tokenizer.json (it was built without the feature `tokenizers`)";
 
 /// What `verify` takes.
 #[derive(Args, Clone, Debug)]
@@ -37,7 +44,7 @@ pub(super) struct VerifyArgs {
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let catalogue = args.models.catalogue()?;
     // A file by its path can be verified without one.
-    let store = args.models.store().map_err(anyhow::Error::from);
+    let store = args.models.store_as_it_is().map_err(anyhow::Error::from);
     let mut code = ExitCode::SUCCESS;
     for text in &args.which {
         let checked = Subject::of(text, &catalogue, &store)
@@ -127,8 +134,12 @@ impl<'a> Subject<'a> {
         say(&format!("  structure  {}", structure(&self.path)?))?;
         self.check_digest(&expected)?;
         let beside = tokenizer_path(&self.path);
-        let tokenizer = tokenizer.or_else(|| beside.is_file().then_some(beside.as_path()));
-        match tokenizer {
+        let found = beside.is_file().then_some(beside.as_path());
+        match tokenizer.or(found) {
+            // Who did not ask for it is told, and no more.
+            Some(_) if !COMPARES && tokenizer.is_none() => {
+                say(&format!("  tokenizer  not compared: {INCAPABLE}"))
+            }
             Some(tokenizer) => self.check_vocabulary(tokenizer),
             None => say(
                 "  tokenizer  not compared: there is no --tokenizer and no NAME.tokenizer.json beside it",
@@ -252,6 +263,12 @@ impl<'a> Subject<'a> {
         }
     }
 
+    #[cfg(not(feature = "tokenizers"))]
+    fn check_vocabulary(&self, _: &Path) -> Result<()> {
+        bail!("{}: {INCAPABLE}", self.name)
+    }
+
+    #[cfg(feature = "tokenizers")]
     fn check_vocabulary(&self, tokenizer: &Path) -> Result<()> {
         let compared = Vocabulary::of(&self.path).and_then(|mut vocabulary| {
             parity::compare(tokenizer, &mut |questions| vocabulary.ask(questions))
@@ -315,7 +332,7 @@ fn digest(path: &Path, name: &str) -> Result<Digest> {
     };
     let bar = ProgressBar::with_draw_target(None, target);
     if let Ok(style) = ProgressStyle::with_template(
-        "  sha256     {bytes}/{total_bytes} {wide_bar} {bytes_per_sec}",
+        "  sha256     {binary_bytes}/{binary_total_bytes} {wide_bar} {binary_bytes_per_sec}",
     ) {
         bar.set_style(style);
     }

@@ -3,8 +3,9 @@
 //! Sources: `proc_meminfo(5)`, `proc_pid_status(5)`, and the kernel's cgroup-v2.rst and cgroup-v1/memory.rst. Nothing is
 //! kept: every call reads anew.
 
+use super::cgroup::{Group, Version, groups};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is left to others on the machine, at least.
 const RESERVE: u64 = 64 << 20;
@@ -57,71 +58,31 @@ fn machine(proc: &Path) -> Option<u64> {
 }
 
 /// The least that any group from ours up to the root leaves, if one has a limit.
-fn group(proc: &Path, cgroup: &Path) -> Option<u64> {
-    let ours = fs::read_to_string(proc.join("self/cgroup")).ok()?;
-    ours.lines()
-        .filter_map(|line| {
-            let (_, line) = line.split_once(':')?;
-            let (controllers, path) = line.split_once(':')?;
-            if controllers.is_empty() {
-                let hybrid = cgroup.join("unified");
-                let root = if hybrid.is_dir() {
-                    hybrid
-                } else {
-                    cgroup.to_owned()
-                };
-                return least(&root, path, Version::Two);
-            }
-            let ours = controllers.split(',').any(|name| name == "memory");
-            ours.then(|| least(&cgroup.join("memory"), path, Version::One))?
-        })
-        .min()
-}
-
-#[derive(Clone, Copy)]
-enum Version {
-    One,
-    Two,
-}
-
-/// A path that is told from outside of a container does not exist inside; then only its root counts.
-fn least(root: &Path, path: &str, version: Version) -> Option<u64> {
-    let ours = path
-        .split('/')
-        .filter(|name| !name.is_empty() && *name != "..");
-    let mut folders = vec![root.to_owned()];
-    for name in ours {
-        let folder: PathBuf = folders.last()?.join(name);
-        folders.push(folder);
-    }
-    folders
-        .iter()
-        .filter_map(|folder| left(folder, version))
-        .min()
+fn group(proc: &Path, root: &Path) -> Option<u64> {
+    let groups = groups(proc, root, "memory");
+    groups.iter().filter_map(left).min()
 }
 
 /// What a group leaves: its limit less its use. The page cache counts as used, but makes room when it must; memory-backed files in
 /// it do not.
-fn left(folder: &Path, version: Version) -> Option<u64> {
-    let number = |file: &str| -> Option<u64> {
-        let text = fs::read_to_string(folder.join(file)).ok()?;
-        text.trim().parse().ok()
-    };
-    let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let (limit, used, cached, shared) = match version {
+fn left(group: &Group) -> Option<u64> {
+    let stat = group.text("memory.stat").unwrap_or_default();
+    let (limit, used, cached, shared) = match group.version {
         Version::Two => (
             // Above `high` a group is slowed down until it crawls.
-            [number("memory.max"), number("memory.high")]
+            [group.number("memory.max"), group.number("memory.high")]
                 .into_iter()
                 .flatten()
                 .min()?,
-            number("memory.current"),
+            group.number("memory.current"),
             count(&stat, "file"),
             count(&stat, "shmem"),
         ),
         Version::One => (
-            number("memory.limit_in_bytes").filter(|limit| *limit < NO_LIMIT)?,
-            number("memory.usage_in_bytes"),
+            group
+                .number("memory.limit_in_bytes")
+                .filter(|limit| *limit < NO_LIMIT)?,
+            group.number("memory.usage_in_bytes"),
             count(&stat, "total_cache").or_else(|| count(&stat, "cache")),
             count(&stat, "total_shmem").or_else(|| count(&stat, "shmem")),
         ),
@@ -154,13 +115,11 @@ mod tests {
 
     /// A folder with these files.
     fn tree(files: &[(&str, String)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for (name, text) in files {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-            fs::write(path, text).expect("a file");
-        }
-        root
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, text)| (*name, text.as_str()))
+            .collect();
+        crate::device::cgroup::tests::tree(&files)
     }
 
     fn free(available_mib: u64, files: &[(&str, String)]) -> Option<u64> {

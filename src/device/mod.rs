@@ -1,6 +1,9 @@
 //! What the machine gives a program: which cores, how many of them are worth computing on, and how much memory.
 
+pub mod children;
 pub mod memory;
+
+mod cgroup;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,10 +23,14 @@ pub fn default_threads() -> u32 {
     }
 }
 
-/// Threads that can run at once: affinity mask and cgroup quota counted.
+/// Threads that can run at once: affinity mask and cgroup quotas counted.
 pub fn allowed_threads() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u32::try_from(cores).unwrap_or(1)
+    let quota = cgroup::cores(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
+    let quota = quota.and_then(|cores| u32::try_from(cores).ok());
+    u32::try_from(cores)
+        .unwrap_or(1)
+        .min(quota.unwrap_or(u32::MAX))
 }
 
 /// Cores whose top clock comes near that of the fastest, if the system tells clocks at all.

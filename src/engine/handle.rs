@@ -12,9 +12,6 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-/// How often a drain looks whether everybody is served.
-const IDLE_POLL: Duration = Duration::from_millis(20);
-
 /// What an engine is started with.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -258,14 +255,6 @@ impl EngineHandle {
     /// Requests that may run or wait at once.
     pub fn places(&self) -> u32 {
         self.shared.total_places
-    }
-
-    /// Waits until no request runs or waits.
-    pub async fn idle(&self) {
-        // Not `acquire_many`: it holds on to the places that it has got so far, and the others would be counted as in flight.
-        while self.in_flight() > 0 {
-            tokio::time::sleep(IDLE_POLL).await;
-        }
     }
 
     /// Refuses new requests from now on.

@@ -4,6 +4,7 @@
 //! that lives as long as its engine. Standard error is drained at all times, because a full pipe would stop the worker
 //! inside C++; its last lines become the reason of a death.
 
+use crate::device::children;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -158,7 +159,7 @@ fn spawn_thread(serve: &Arc<dyn Fn(UnixStream) + Send + Sync>) -> io::Result<Lau
 
 fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
     let (front, worker) = UnixStream::pair()?;
-    let mut child = command(words, worker)?.spawn()?;
+    let (mut child, listed) = children::spawn(&mut command(words, worker)?)?;
     let stderr = child.stderr.take();
     let pid = child.id();
     let raw = i32::try_from(pid)
@@ -176,6 +177,7 @@ fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
         .spawn(move || {
             let last_lines = stderr.map(|stderr| drain(stderr, pid)).unwrap_or_default();
             let status = reap(child, raw, &alive);
+            drop(listed);
             let _ = tell.send(Ending {
                 signal: status.as_ref().ok().and_then(ExitStatus::signal),
                 code: status.ok().and_then(|status| status.code()),
@@ -234,10 +236,21 @@ fn reap(
     child.wait()
 }
 
-/// Hands a worker's line on to our log, at its own level where it is a line of its log.
-fn relay(pid: u32, line: &str) {
-    let text = line.escape_debug();
-    if let Some("ERROR" | "WARN") = line.split_whitespace().next() {
+/// A worker's line without the level that its log put before it, and whether that is one that everybody should see: the line gets
+/// a level of our log, and two are one too many.
+fn level(line: &str) -> (bool, &str) {
+    let line = line.trim_start();
+    match line.split_once(' ') {
+        Some(("ERROR" | "WARN", text)) => (true, text.trim_start()),
+        Some(("INFO" | "DEBUG" | "TRACE", text)) => (false, text.trim_start()),
+        _ => (false, line),
+    }
+}
+
+/// Hands a worker's line on to our log.
+fn relay(pid: u32, urgent: bool, text: &str) {
+    let text = text.escape_debug();
+    if urgent {
         tracing::warn!(worker = pid, "{text}");
     } else {
         tracing::debug!(worker = pid, "{text}");
@@ -260,7 +273,8 @@ fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = String::from_utf8_lossy(&line);
+        let (urgent, text) = level(text.trim_end());
         if text.is_empty() {
             continue;
         }
@@ -272,14 +286,32 @@ fn drain(stderr: ChildStderr, pid: u32) -> Vec<String> {
         }
         if in_window < LINES_PER_SECOND {
             in_window += 1;
-            relay(pid, &text);
+            relay(pid, urgent, text);
         } else {
             suppressed += 1;
         }
         if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
-        tail.push_back(text);
+        tail.push_back(text.to_owned());
     }
     tail.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_one_level() {
+        for (line, expected) in [
+            ("ERROR llama: no", (true, "llama: no")),
+            (" WARN slow", (true, "slow")),
+            (" INFO memory needs=1", (false, "memory needs=1")),
+            ("INFORMAL", (false, "INFORMAL")),
+            ("terminate called", (false, "terminate called")),
+        ] {
+            assert_eq!(level(line), expected);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! What every handler shares.
 
-use super::auth::ApiKey;
 use super::error::{ApiError, Code};
+use super::foreign::Origins;
+use super::keys::Keys;
 use super::lifecycle::Lifecycle;
 use crate::engine::EngineState;
 use crate::metrics::{ConnectionMeters, Metrics};
@@ -44,7 +45,11 @@ pub struct HttpSettings {
     /// How long connections may take to close at the end.
     pub close_time: Duration,
     /// Keys of which a client must show one; none for an open door.
-    pub keys: Vec<ApiKey>,
+    pub keys: Keys,
+    /// The web pages that may use this server besides its own.
+    pub origins: Origins,
+    /// Names under which it may be called over loopback, besides those of loopback.
+    pub hosts: Vec<String>,
     /// Whether clients may install models from any address.
     pub allow_install: bool,
     /// Whether clients may delete models.
@@ -71,7 +76,9 @@ impl Default for HttpSettings {
             header_timeout: Duration::from_secs(10),
             send_timeout: Duration::from_mins(1),
             close_time: Duration::from_secs(2),
-            keys: Vec::new(),
+            keys: Keys::default(),
+            origins: Origins::default(),
+            hosts: Vec::new(),
             allow_install: false,
             allow_delete: false,
             pod_name: None,

@@ -37,6 +37,8 @@ const BUFFER: usize = 64 << 10;
 pub struct Peer {
     /// The client's address. The port is left out: a client is one, however many connections it has.
     pub client: IpAddr,
+    /// The address that the client connected to.
+    pub local: IpAddr,
     /// The port that the client connected to.
     pub port: u16,
 }
@@ -157,9 +159,13 @@ async fn serve_connection(
     let settings = &server.settings;
     // Tokens are small and wanted at once. A socket that refuses is about to fail anyway.
     let _ = stream.set_nodelay(true);
+    let local = stream.local_addr();
     let peer = Peer {
         client: address.ip().to_canonical(),
-        port: stream.local_addr().map_or(0, |local| local.port()),
+        local: local.as_ref().map_or(IpAddr::from([0, 0, 0, 0]), |local| {
+            local.ip().to_canonical()
+        }),
+        port: local.map_or(0, |local| local.port()),
     };
     let stream = Arc::new(stream);
     let socket = Socket::new(

@@ -13,8 +13,10 @@ mod caller;
 mod endpoints;
 mod error;
 mod exporter;
+mod foreign;
 mod group;
 mod json;
+mod keys;
 mod lifecycle;
 mod negotiate;
 mod openai;
@@ -27,7 +29,8 @@ mod timings;
 mod tracked;
 
 pub use app::{App, HttpSettings, Parts};
-pub use auth::ApiKey;
+pub use foreign::Origins;
+pub use keys::{ApiKey, KeyFileError, Keys};
 pub use lifecycle::Lifecycle;
 pub use listen::Peer;
 
@@ -37,7 +40,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 
-/// All endpoints, behind the key check.
+/// All endpoints, behind the key check, behind the check for other sites' pages.
 pub fn router(app: App) -> Router {
     endpoints::ENDPOINTS
         .iter()
@@ -47,6 +50,7 @@ pub fn router(app: App) -> Router {
         .fallback(endpoints::not_found)
         .method_not_allowed_fallback(endpoints::wrong_method)
         .layer(from_fn_with_state(app.clone(), auth::check))
+        .layer(from_fn_with_state(app.clone(), foreign::check))
         .layer(from_fn_with_state(app.clone(), common_headers))
         .layer(from_fn(openai::error::in_the_paths_shape))
         .with_state(app)

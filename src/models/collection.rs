@@ -49,10 +49,23 @@ impl Collection {
     /// Opens what was named, or what is usual. A store that somebody named must work; without the usual one, models are
     /// files.
     pub fn open(models: Option<&Path>, catalogue: Option<&Path>) -> Result<Self, CollectionError> {
+        Self::with(Store::open, models, catalogue)
+    }
+
+    /// The same, and creates nothing.
+    pub fn look(models: Option<&Path>, catalogue: Option<&Path>) -> Result<Self, CollectionError> {
+        Self::with(Store::look, models, catalogue)
+    }
+
+    fn with(
+        open: fn(&Path) -> Result<Store, StoreError>,
+        models: Option<&Path>,
+        catalogue: Option<&Path>,
+    ) -> Result<Self, CollectionError> {
         let catalogue = Arc::new(Catalogue::load(catalogue)?);
         let store = match models {
-            Some(root) => Some(Store::open(root)?),
-            None => default_root().and_then(|root| Store::open(&root)).map_or_else(
+            Some(root) => Some(open(root)?),
+            None => default_root().and_then(|root| open(&root)).map_or_else(
                 |error| {
                     tracing::warn!(%error, "there is no place for models: only files can be served");
                     None

@@ -61,6 +61,22 @@ pub enum NoModel {
     Store(#[from] StoreError),
 }
 
+/// A name that two models have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{name:?} means {means:?} here, and {hidden:?} has that name too: rename {} if that is not meant", path.display()
+)]
+pub struct SharedName {
+    /// The name.
+    pub name: String,
+    /// Whom it means.
+    pub means: String,
+    /// Who has it too.
+    pub hidden: String,
+    /// The file in the store that is one of the two.
+    pub path: PathBuf,
+}
+
 /// A model as lists show it.
 #[derive(Clone, Debug)]
 pub struct Listed {
@@ -81,12 +97,47 @@ pub struct Listed {
 impl Library {
     /// The models of a collection, of which one may be the default and may have further names.
     pub fn new(collection: Collection, default: Option<Model>, aliases: Vec<String>) -> Self {
-        Self {
+        let library = Self {
             collection,
             default,
             aliases,
             looked_at: Arc::default(),
+        };
+        for shared in library.shared_names() {
+            tracing::warn!("{shared}");
         }
+        library
+    }
+
+    /// Names that mean one model although another one has them too.
+    pub fn shared_names(&self) -> Vec<SharedName> {
+        let store = self.collection.store.iter();
+        let stored = store.flat_map(|store| store.list().unwrap_or_default());
+        let mut shared = Vec::new();
+        for stored in stored {
+            if self.is_default(&stored.path) {
+                continue;
+            }
+            let name = stored.name.to_string();
+            let entry = self.collection.catalogue.find(&name);
+            let (means, hidden) = match (&self.default, entry) {
+                (Some(default), _) if self.is_name_of_default(&name) => {
+                    (default.name.clone(), name.clone())
+                }
+                (_, Some(entry)) if entry.model_name() != stored.name => {
+                    (name.clone(), entry.name.clone())
+                }
+                _ => continue,
+            };
+            let path = stored.path;
+            shared.push(SharedName {
+                name,
+                means,
+                hidden,
+                path,
+            });
+        }
+        shared
     }
 
     /// What is known and what is on disk.

@@ -9,6 +9,7 @@ pub mod download;
 pub mod gguf;
 pub mod memory;
 pub mod nasty;
+#[cfg(feature = "tokenizers")]
 pub mod parity;
 pub mod reference;
 pub mod store;
@@ -23,7 +24,7 @@ pub use collection::{Collection, CollectionError, FindError};
 pub use digest::{Digest, verify};
 pub use facts::{Facts, Model, SamplingDefaults};
 pub use families::Family;
-pub use library::{Library, Listed, NoModel};
+pub use library::{Library, Listed, NoModel, SharedName};
 pub use reference::{HubFile, ModelName, ModelRef};
 pub use store::Store;
 

@@ -1,10 +1,11 @@
 //! The part that computes: runs as `pocket-llm engine`, one process for each loaded model.
 //!
 //! One thread, the engine thread, owns the model's context and everything that changes ([`run`]). Beside it one thread reads
-//! frames and two tokenise. There is no lock between them: requests and their cancel flags go through channels, and only the
+//! frames, two tokenise, and one compiles formats once there was one. There is no lock between them: requests and their cancel flags go through channels, and only the
 //! engine thread writes frames.
 
 pub mod cache;
+pub mod constraint;
 pub mod decoder;
 pub mod embedding;
 #[cfg(feature = "llama")]
@@ -16,10 +17,15 @@ pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
 pub mod text;
+pub mod tools;
 
 use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
-use crate::engine::{Answer, EngineError, Event, Prompt, Question, Request, Work, WorkerConfig};
+use crate::engine::{
+    Answer, EngineError, Event, Format, Prompt, Question, Request, ToolChoice, Tools, Work,
+    WorkerConfig,
+};
+use constraint::{Compiler, Form, Job, Plan, Start};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
@@ -36,6 +42,8 @@ use std::time::{Duration, Instant};
 const TOKENISERS: usize = 2;
 /// Numbers in all embeddings of one answer: 2,048 texts for a model of width 1,024.
 const MOST_EMBEDDED_NUMBERS: usize = 2 << 20;
+/// Biases of single tokens in one request.
+const MOST_BIASES: usize = 1024;
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -155,6 +163,7 @@ fn answer(
     }
     template.source().clone_into(&mut info.template);
     info.thinks = template.thinks();
+    info.template_knows_tools = template.knows_tools();
     info.load_ms = began.elapsed().as_secs_f64() * 1000.0;
     let sizes = Sizes {
         sequences: info.sequences,
@@ -168,6 +177,11 @@ fn answer(
         vocab: Arc::clone(&vocab),
         context: info.context_per_sequence,
         embedding_width: info.embedding_width,
+        compiler: Compiler::new(
+            Arc::clone(&vocab),
+            outlets.to_engine.clone(),
+            config.places as usize,
+        ),
     });
     for _ in 0..TOKENISERS {
         let (tokeniser, inbox) = (Arc::clone(&tokeniser), Arc::clone(outlets.to_tokenise));
@@ -257,6 +271,7 @@ struct Tokeniser {
     vocab: Arc<dyn Vocab>,
     context: u32,
     embedding_width: u32,
+    compiler: Compiler,
 }
 
 impl Tokeniser {
@@ -269,26 +284,39 @@ impl Tokeniser {
             if submitted.cancelled.load(Ordering::Relaxed) {
                 continue;
             }
-            let inbound = self
-                .inbound(submitted)
-                .unwrap_or_else(|error| Inbound::Done(id, Event::Failed(error)));
+            let inbound = match self.inbound(submitted) {
+                Ok(Some(inbound)) => inbound,
+                // It has a form, and comes from the compiler.
+                Ok(None) => continue,
+                Err(error) => Inbound::Done(id, Event::Failed(error)),
+            };
             if engine.send(inbound).is_err() {
                 return;
             }
         }
     }
 
-    fn inbound(&self, submitted: Submitted) -> Result<Inbound, EngineError> {
+    fn inbound(&self, submitted: Submitted) -> Result<Option<Inbound>, EngineError> {
         let Submitted {
             id,
             work,
             arrived,
             cancelled,
         } = submitted;
-        match work {
-            Work::Generate(request) => self
-                .prepare(id, *request, arrived, cancelled)
-                .map(|arrival| Inbound::Arrival(Box::new(arrival))),
+        let inbound = match work {
+            Work::Generate(request) => {
+                let (arrival, held) = self.prepare(id, *request, arrived, cancelled)?;
+                let arrival = Box::new(arrival);
+                let Some((form, plan)) = held else {
+                    return Ok(Some(Inbound::Arrival(arrival)));
+                };
+                let job = Job {
+                    arrival,
+                    form,
+                    plan,
+                };
+                return self.compiler.submit(job).map(|()| None);
+            }
             Work::Ask(question) => match *question {
                 Question::Embed { inputs } => self
                     .texts(id, &inputs, cancelled)
@@ -297,7 +325,8 @@ impl Tokeniser {
                     .answer(other)
                     .map(|answer| Inbound::Done(id, Event::Answered(answer))),
             },
-        }
+        };
+        inbound.map(Some)
     }
 
     /// Answers what needs the vocabulary and the template only.
@@ -319,6 +348,7 @@ impl Tokeniser {
                 Answer::Text(self.text(&tokens))
             }
             Question::Render { messages, tools } => {
+                check_tools(tools.as_ref())?;
                 let rendered = self.template.render(&messages, tools.as_ref());
                 let rendered = rendered.map_err(|error| self.refuse(&error))?;
                 Answer::Text(rendered.text().into_owned())
@@ -356,6 +386,22 @@ impl Tokeniser {
         )))
     }
 
+    fn check_biases(&self, biases: &[(Token, f32)]) -> Result<(), EngineError> {
+        if biases.len() > MOST_BIASES {
+            return Err(EngineError::BadRequest(format!(
+                "at most {MOST_BIASES} tokens can have a bias"
+            )));
+        }
+        biases.iter().try_for_each(|(token, bias)| {
+            self.check(*token)?;
+            if bias.is_finite() {
+                return Ok(());
+            }
+            let why = format!("the bias of token {} is no number", token.0);
+            Err(EngineError::BadRequest(why))
+        })
+    }
+
     /// The tokens of texts that are to be embedded.
     fn texts(
         &self,
@@ -390,15 +436,20 @@ impl Tokeniser {
         Ok(embedding::Texts::new(id, texts, cancelled))
     }
 
+    /// The request as the loop takes it, and the form that its answer is held to.
     fn prepare(
         &self,
         id: RequestId,
         request: Request,
         arrived: Instant,
         cancelled: Arc<AtomicBool>,
-    ) -> Result<Arrival, EngineError> {
+    ) -> Result<(Arrival, Option<(Form, Plan)>), EngineError> {
         if let Prompt::Tokens(tokens) = &request.prompt {
             tokens.iter().try_for_each(|token| self.check(*token))?;
+        }
+        check_tools(request.tools.as_ref())?;
+        if request.tools.is_some() && !matches!(request.prompt, Prompt::Messages(_)) {
+            return Err(EngineError::BadRequest("only a chat has tools".into()));
         }
         let prepared = self
             .template
@@ -416,13 +467,11 @@ impl Tokeniser {
                 limit: self.context,
             });
         }
-        let unsupported = [
-            (request.format.is_some(), "a format"),
-            (request.tools.is_some(), "tools"),
-        ];
-        if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
-            return Err(EngineError::BadRequest(format!("{what} can't be had yet")));
-        }
+        let syntax = self.template.syntax();
+        let tools = request.tools.as_ref();
+        let inside = prepared.thinking == text::Think::Inside;
+        let held = held(request.format.as_ref(), tools, syntax, inside)?;
+        self.check_biases(&request.sampling.logit_bias)?;
         let echo = match &request.prompt {
             _ if !request.echo => None,
             Prompt::Text(text) => Some(text.clone()),
@@ -436,12 +485,15 @@ impl Tokeniser {
         let mut stop = request.stop;
         stop.extend(prepared.extra_stops);
         let room = self.context - prompt_tokens;
-        Ok(Arrival {
+        let arrival = Arrival {
             id,
             client: request.client,
             max_tokens: request.max_tokens.unwrap_or(room).clamp(least, room),
             sampler: sampling::Sampler::new(&request.sampling, &prepared.tokens),
+            // From the compiler, where there is a format.
+            constraint: None,
             text: text::TextStream::new(&stop, prepared.thinking),
+            calls: tools.and_then(|tools| tools::CallSplitter::new(tools, syntax)),
             prompt: prepared.tokens,
             ignore_eos: request.ignore_eos,
             // What is not decoded has no logits.
@@ -453,7 +505,8 @@ impl Tokeniser {
                 .deadline_ms
                 .and_then(|ms| arrived.checked_add(Duration::from_millis(ms))),
             cancelled,
-        })
+        };
+        Ok((arrival, held))
     }
 
     fn refuse(&self, error: &PromptError) -> EngineError {
@@ -465,4 +518,34 @@ impl Tokeniser {
             other => EngineError::BadRequest(other.to_string()),
         }
     }
+}
+
+fn check_tools(tools: Option<&Tools>) -> Result<(), EngineError> {
+    tools.map_or(Ok(()), |tools| {
+        tools.check().map_err(EngineError::BadRequest)
+    })
+}
+
+/// What an answer is held to, and from where on. An answer that may call tools has the format where it is text.
+fn held(
+    format: Option<&Format>,
+    tools: Option<&Tools>,
+    syntax: tools::Syntax,
+    thinking: bool,
+) -> Result<Option<(Form, Plan)>, EngineError> {
+    let calls = tools.filter(|tools| tools.choice != ToolChoice::None);
+    let Some(tools) = calls else {
+        let form = format.cloned().map(Form::Asked);
+        return Ok(form.map(|form| (form, Plan::of_answer(thinking))));
+    };
+    let plan = tools::plan(tools, syntax, format).map_err(EngineError::BadRequest)?;
+    let place = match plan.start_after {
+        None => Plan::of_answer(thinking),
+        Some(marker) => Plan {
+            start: Start::After(marker.into()),
+            optional: true,
+            again: plan.again,
+        },
+    };
+    Ok(Some((plan.form, place)))
 }

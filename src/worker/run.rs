@@ -403,13 +403,15 @@ impl Engine<'_> {
     /// Ends what is done; the sequence keeps its cells for whoever continues them.
     fn retire(&mut self) {
         for mut sequence in self.running.extract_if(.., |sequence| sequence.is_done()) {
-            let mut pieces = Vec::new();
-            let finished = sequence.finish(&mut pieces);
-            emit(&mut self.events, &mut sequence, &mut pieces);
+            let (id, mut said) = (sequence.arrival.id, Vec::new());
+            let finished = sequence.finish(&mut said);
+            self.events
+                .extend(said.into_iter().map(|event| (id, event)));
             let left = sequence.take_logprobs();
             // What a stop string cut off is no part of the answer; the bytes of a broken character are.
             if !left.is_empty()
-                && matches!(&finished, Event::Finished(outcome) if outcome.reason != FinishReason::Stop)
+                && matches!(&finished, Event::Finished(outcome)
+                    if !matches!(outcome.reason, FinishReason::Stop | FinishReason::ToolCalls))
             {
                 self.events.push((
                     sequence.arrival.id,
@@ -441,16 +443,10 @@ impl Engine<'_> {
     }
 }
 
-/// The tokens since the last piece go with the first of these.
 fn emit(events: &mut Vec<(RequestId, Event)>, sequence: &mut Sequence, pieces: &mut Vec<Piece>) {
-    for Piece { text, thinking } in pieces.drain(..) {
-        let event = Event::Text {
-            text,
-            thinking,
-            logprobs: sequence.take_logprobs(),
-        };
-        events.push((sequence.arrival.id, event));
-    }
+    let (id, mut said) = (sequence.arrival.id, Vec::new());
+    sequence.tell(pieces, &mut said);
+    events.extend(said.into_iter().map(|event| (id, event)));
 }
 
 fn count(n: usize) -> u32 {

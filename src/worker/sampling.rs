@@ -1,6 +1,13 @@
 //! Logits to a token.
 //!
-//! The stages and their order are those of llama.cpp's default chain: penalties, top-k, top-p, min-p, temperature, draw.
+//! The stages and their order are those of llama.cpp's default chain: biases, penalties, top-k, top-p, min-p, temperature, draw.
+//!
+//! Where only some tokens may come, one is drawn from all of them first. Only if that one may not come, another is drawn from
+//! those that may, by a random number of its own: [`Sampler::sample_among`]. Without truncation this gives each allowed token exactly
+//! its share of the allowed probability p(x)/Z: p(x) by the first draw, and (1 − Z) · p(x)/Z by the second. Greedy, it is the largest
+//! allowed logit. With truncation a token that may come keeps the probability that it has among all, and only what fell on forbidden ones
+//! is shared out by the stages over the allowed ones; llama.cpp's server does the same. What it saves is the set of allowed tokens, which
+//! costs up to some milliseconds, while asking about one token costs less than one microsecond.
 //!
 //! The draw is a function of seed, position and the distribution, and of nothing else: who shares the batch, what was
 //! cached or drawn before does not show. Survivors are laid out in order of id, which rounding errors in the logits disturb
@@ -34,6 +41,8 @@ pub struct Sampler {
     scan: Scan,
     /// The tokens to draw from, kept for their memory.
     kept: Vec<Candidate>,
+    /// The logits with those of forbidden tokens taken away, kept for their memory.
+    allowed: Vec<f32>,
 }
 
 impl Sampler {
@@ -49,11 +58,36 @@ impl Sampler {
             seed: sampling.seed,
             scan: Scan::default(),
             kept: Vec::new(),
+            allowed: Vec::new(),
         }
     }
 
     /// The token for `position`, chosen from the logits of the whole vocabulary in order of id.
     pub fn sample(&mut self, logits: &[f32], position: u32) -> Token {
+        self.choose(logits, random(self.seed, position))
+    }
+
+    /// The token for `position` among those whose bits are set in `mask` (one bit for each token, lowest first), where the one that
+    /// [`Sampler::sample`] chose may not come. At least one bit must be set.
+    pub fn sample_among(&mut self, logits: &[f32], position: u32, mask: &[u32]) -> Token {
+        let mut allowed = std::mem::take(&mut self.allowed);
+        forbid(logits, mask, &mut allowed);
+        // Another number than the first draw's: that one led to a forbidden token, so it is not random any more.
+        let token = self.choose(&allowed, random(!self.seed, position));
+        self.allowed = allowed;
+        if is_set(mask, token.0 as usize) {
+            return token;
+        }
+        // All that may come have NaN or −∞ for logits.
+        let first = (0..logits.len()).find(|id| is_set(mask, *id));
+        Token(
+            first
+                .and_then(|id| u32::try_from(id).ok())
+                .unwrap_or_default(),
+        )
+    }
+
+    fn choose(&mut self, logits: &[f32], random: f64) -> Token {
         let max = self.scan.begin(logits, self.penalties.adjusted(logits));
         if max == f32::NEG_INFINITY {
             return Token(0);
@@ -63,7 +97,6 @@ impl Sampler {
         };
         // +∞ would make differences of NaN. As the largest finite number it still leaves nothing to the others.
         let max = max.min(f32::MAX);
-        let random = random(self.seed, position);
         if self.truncation.is_off(logits.len()) {
             return self.draw_from_all(logits, max, scale, random);
         }
@@ -92,6 +125,24 @@ impl Sampler {
         let id = chunk * CHUNK + pick(weights, &mut target);
         Token(u32::try_from(id).unwrap_or_default())
     }
+}
+
+/// Copies the logits, −∞ for those of tokens whose bits are not set.
+fn forbid(logits: &[f32], mask: &[u32], allowed: &mut Vec<f32>) {
+    allowed.clear();
+    for (logits, word) in logits
+        .chunks(32)
+        .zip(mask.iter().chain(std::iter::repeat(&0)))
+    {
+        let bits = (0..32).map(|bit| word >> bit & 1 == 1);
+        let each = logits.iter().zip(bits);
+        allowed.extend(each.map(|(logit, may)| if may { *logit } else { f32::NEG_INFINITY }));
+    }
+}
+
+fn is_set(mask: &[u32], id: usize) -> bool {
+    mask.get(id / 32)
+        .is_some_and(|word| word >> (id % 32) & 1 == 1)
 }
 
 /// The index in which `target` falls when the weights are laid end to end from 0; it is lowered by those before. Where

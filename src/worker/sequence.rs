@@ -1,11 +1,13 @@
 //! One generation: what is left of its prompt, what it said, and when it ends. Knows no decoder and no channel; time
 //! comes in.
 
+use super::constraint::Constraint;
 use super::decoder::{Position, Row, SeqId, Vocab};
 use super::sampling::{Likelihoods, Sampler};
 use super::text::{Piece, TextStream};
+use super::tools::CallSplitter;
 use crate::engine::wire::RequestId;
-use crate::engine::{Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
+use crate::engine::{EngineError, Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,13 +24,17 @@ pub struct Arrival {
     pub max_tokens: u32,
     /// Chooses tokens.
     pub sampler: Sampler,
+    /// Says which tokens may come, where the answer has a form.
+    pub constraint: Option<Constraint>,
     /// Makes text of them.
     pub text: TextStream,
+    /// Tells calls of tools from it, where there may be any.
+    pub calls: Option<CallSplitter>,
     /// Finds log-probabilities, where they are wanted.
     pub likelihoods: Option<Likelihoods>,
     /// The prompt's text, if the answer begins with it.
     pub echo: Option<String>,
-    /// Whether end-of-generation tokens are passed over.
+    /// Whether end-of-generation tokens are passed over; not where the answer has a form.
     pub ignore_eos: bool,
     /// Whether tokens that a sequence holds may be continued.
     pub reuse: bool,
@@ -68,6 +74,8 @@ pub struct Sequence {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     done: Option<FinishReason>,
+    /// Why the answer can't go on.
+    failed: Option<EngineError>,
     /// Log-probabilities whose text has not gone out.
     logprobs: Vec<Logprob>,
 }
@@ -89,6 +97,7 @@ impl Sequence {
             first_token: None,
             last_token: None,
             done: None,
+            failed: None,
             logprobs: Vec::new(),
         }
     }
@@ -164,15 +173,45 @@ impl Sequence {
                 self.done = Some(FinishReason::Length);
                 return None;
             }
-            None => self.arrival.sampler.sample(logits, position),
+            None => match self.choose(logits, position) {
+                Ok(token) => token,
+                Err(error) => {
+                    self.fail(error);
+                    return None;
+                }
+            },
         };
+        let passes_over_ends = self.passes_over_ends();
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
-            if said.is_some() || self.arrival.ignore_eos || !vocab.is_end(token) {
+            if said.is_some() || passes_over_ends || !vocab.is_end(token) {
                 self.logprobs.push(likelihoods.of(logits, token, spell));
             }
         }
         said.is_none().then_some(token)
+    }
+
+    /// A token that may come next.
+    fn choose(&mut self, logits: &[f32], position: Position) -> Result<Token, EngineError> {
+        let sampler = &mut self.arrival.sampler;
+        let token = sampler.sample(logits, position);
+        let Some(constraint) = &mut self.arrival.constraint else {
+            return Ok(token);
+        };
+        if constraint.allows(token)? {
+            return Ok(token);
+        }
+        Ok(sampler.sample_among(logits, position, constraint.mask()?))
+    }
+
+    /// An end token always ends an answer that has a form: it comes only where the form is complete.
+    fn passes_over_ends(&self) -> bool {
+        self.arrival.ignore_eos && self.arrival.constraint.is_none()
+    }
+
+    fn fail(&mut self, error: EngineError) {
+        self.done.get_or_insert(FinishReason::Stop);
+        self.failed.get_or_insert(error);
     }
 
     /// The prompt as the beginning of the answer, once, when all of it is decoded.
@@ -227,9 +266,15 @@ impl Sequence {
         self.next = Some(token);
         let stopped = match bytes {
             Some(bytes) => self.arrival.text.push(bytes, pieces),
-            None => !self.arrival.ignore_eos,
+            None => !self.passes_over_ends(),
         };
-        if stopped {
+        let complete = match &mut self.arrival.constraint {
+            Some(constraint) => constraint.accept(token).map(|()| constraint.is_complete()),
+            None => Ok(false),
+        };
+        if let Err(error) = complete {
+            self.fail(error);
+        } else if stopped || complete == Ok(true) {
             self.done = Some(FinishReason::Stop);
         } else if self.sampled >= self.arrival.max_tokens {
             self.done = Some(FinishReason::Length);
@@ -256,16 +301,67 @@ impl Sequence {
         self.cached
     }
 
-    /// The last event of an ended sequence; what its text machinery held back goes to `pieces`.
-    pub fn finish(&mut self, pieces: &mut Vec<Piece>) -> Event {
-        self.arrival.text.finish(pieces);
+    /// Appends the events of what was said: text, and calls of tools. The log-probabilities since the last text go with the
+    /// first of these.
+    pub fn tell(&mut self, pieces: &mut Vec<Piece>, events: &mut Vec<Event>) {
+        let first = events.len();
+        for Piece { text, thinking } in pieces.drain(..) {
+            match &mut self.arrival.calls {
+                Some(calls) if !thinking => calls.push(&text, events),
+                _ => events.push(Event::Text {
+                    text,
+                    thinking,
+                    logprobs: Vec::new(),
+                }),
+            }
+        }
+        self.attach_logprobs(&mut events[first..]);
+    }
+
+    fn attach_logprobs(&mut self, events: &mut [Event]) {
+        let mut texts = events.iter_mut();
+        let text = texts.find_map(|event| match event {
+            Event::Text { logprobs, .. } => Some(logprobs),
+            _ => None,
+        });
+        if let Some(logprobs) = text {
+            *logprobs = std::mem::take(&mut self.logprobs);
+        }
+        // What is in a call is no text.
+        if self
+            .arrival
+            .calls
+            .as_ref()
+            .is_some_and(CallSplitter::in_call)
+        {
+            self.logprobs.clear();
+        }
+    }
+
+    /// The last event of an ended sequence; those of what was held back are appended to `events`.
+    pub fn finish(&mut self, events: &mut Vec<Event>) -> Event {
+        let mut pieces = Vec::new();
+        self.arrival.text.finish(&mut pieces);
+        self.tell(&mut pieces, events);
+        if let Some(error) = self.failed.take() {
+            return Event::Failed(error);
+        }
+        let mut reason = self.done.unwrap_or(FinishReason::Stop);
+        if let Some(calls) = &mut self.arrival.calls {
+            let first = events.len();
+            calls.finish(reason != FinishReason::Stop, events);
+            if reason == FinishReason::Stop && calls.calls() > 0 {
+                reason = FinishReason::ToolCalls;
+            }
+            self.attach_logprobs(&mut events[first..]);
+        }
         let arrived = self.arrival.arrived;
         let ms = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1000.0,
             _ => 0.0,
         };
         Event::Finished(Outcome {
-            reason: self.done.unwrap_or(FinishReason::Stop),
+            reason,
             usage: Usage {
                 prompt_tokens: u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX),
                 cached_tokens: self.cached,

@@ -7,6 +7,9 @@ use super::hub::{Act, At, Hub, Seen};
 use super::model::{NAME, Place, Random, gguf};
 use super::program::{Running, pull};
 use pocket_llm::models::download::PIECE_BYTES;
+use pocket_llm::models::store::with_end;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Duration;
 
@@ -68,6 +71,49 @@ fn two_hundred_faults_and_no_wrong_file() {
     assert_eq!(figures.again_after_cuts, 0);
     assert!(figures.most_after_a_drained_kill < PIECE_BYTES);
     assert!(figures.again_after_corruptions <= figures.corruptions * 3 * (1 << 20));
+}
+
+/// A system that lost its power may have kept a file's length and not its bytes. Only those that were synced are gone on with, and
+/// the file is not fetched anew.
+#[test]
+fn after_a_restart_of_the_system_what_was_synced_is_continued() {
+    const SYNCED: usize = 32 << 20;
+    let length = SYNCED + (3 << 20);
+    for restarted in [false, true] {
+        let hub = Hub::start(gguf(7, length));
+        let cut = length - 1000;
+        hub.script(At::Store, [Act::cut(cut)]);
+        let mut place = Place::new(&hub);
+        place.puller.settings.attempts = 1;
+        place.pull().unwrap_err();
+        assert_eq!(place.partial_length(), cut);
+        let record_path = with_end(&place.partial(), ".json");
+        let record = std::fs::read(&record_path).unwrap();
+        let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        assert_eq!(record["synced"], SYNCED);
+        assert!(record["boot"].is_string(), "{record}");
+        if restarted {
+            record["boot"] = "an earlier one".into();
+            std::fs::write(&record_path, record.to_string()).unwrap();
+            let partial = OpenOptions::new()
+                .write(true)
+                .open(place.partial())
+                .unwrap();
+            partial
+                .write_all_at(&vec![0; cut - SYNCED], SYNCED as u64)
+                .unwrap();
+        }
+        hub.seen();
+        place.pull().unwrap();
+        assert!(place.bytes().unwrap() == *hub.blob().bytes);
+        let asked = hub.seen_at(At::Store);
+        let [only] = asked.as_slice() else {
+            panic!("{asked:?}")
+        };
+        let from = if restarted { SYNCED } else { cut };
+        assert_eq!(only.headers["range"], format!("bytes={from}-"));
+        place.assert_tidy();
+    }
 }
 
 fn any_fault(random: &mut Random) -> Fault {

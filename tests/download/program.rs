@@ -343,7 +343,7 @@ fn a_pipe_gets_lines_and_no_bars() {
         .unwrap();
     assert!(child.wait().unwrap().success());
     assert!(
-        err.contains("receiving") && err.contains(" of 700 kB"),
+        err.contains("receiving") && err.contains(" of 684 KiB"),
         "{err}"
     );
     assert!(!err.contains('\r') && !err.contains('\u{1b}'), "{err:?}");

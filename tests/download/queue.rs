@@ -9,7 +9,7 @@ use pocket_llm::models::download::{
 use pocket_llm::models::{HubFile, ModelName, ModelRef};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LENGTH: usize = 600_000;
 
@@ -37,16 +37,15 @@ fn name() -> ModelName {
 
 /// Watches until the downloads are as wanted.
 fn until(downloads: &Downloads, wanted: impl Fn(&[DownloadStatus]) -> bool) -> Vec<DownloadStatus> {
-    let mut reports = downloads.subscribe();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let found =
-            tokio::time::timeout(Duration::from_mins(1), reports.wait_for(|all| wanted(all)));
-        found.await.expect("in vain for a report").unwrap().to_vec()
-    })
+    let begun = Instant::now();
+    loop {
+        let all = downloads.snapshot();
+        if wanted(&all) {
+            return all;
+        }
+        assert!(begun.elapsed() < Duration::from_mins(1), "in vain: {all:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn ended(all: &[DownloadStatus]) -> bool {
@@ -110,6 +109,27 @@ fn one_runs_eight_wait_and_a_cancel_takes_its_place_away() {
     let seen = hub.seen_at(At::Store);
     assert!(seen[0].left, "it went only when the server did");
     assert_eq!(seen.len(), 8);
+}
+
+#[test]
+fn the_next_one_runs_while_the_first_pauses() {
+    let (hub, mut place) = start();
+    place.puller.settings.retry_after_cap = NEVER;
+    let later = Act::of(503, "later").with("Retry-After", "3000".into());
+    hub.script(At::Api, [later]);
+    let downloads = Downloads::new(place.puller.clone());
+    downloads.start(reference()).unwrap();
+    until(&downloads, |all| all[0].phase == Phase::Pausing);
+    for number in 0..2 {
+        downloads.start(other(number)).unwrap();
+    }
+    let fetched = |all: &[DownloadStatus]| all.iter().filter(|one| one.error.is_none()).count();
+    let all = until(&downloads, |all| {
+        all.iter().filter(|one| one.phase == Phase::Ended).count() == 2
+    });
+    assert_eq!((all[0].phase, fetched(&all)), (Phase::Pausing, 3));
+    assert!(downloads.cancel(&name()));
+    until(&downloads, ended);
 }
 
 #[test]

@@ -43,10 +43,9 @@ async fn every_place_taken_is_429() {
 #[tokio::test]
 async fn a_413_reaches_a_client_that_keeps_sending() {
     let server = Server::start().await;
-    let announced = "POST /ai/text HTTP/1.1\r\nHost: x\r\nContent-Length: 20971520\r\n\r\n";
-    let chunked =
-        "POST /ai/text HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1400000\r\n";
-    let elsewhere = "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 20971520\r\n\r\n";
+    let announced = "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20971520\r\n\r\n";
+    let chunked = "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1400000\r\n";
+    let elsewhere = "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20971520\r\n\r\n";
     for (head, status) in [(announced, 413), (chunked, 413), (elsewhere, 404)] {
         let mut client = Connection::open(server.address).await;
         let stream = client.stream.get_mut();
@@ -78,7 +77,7 @@ async fn a_413_reaches_a_client_that_keeps_sending() {
 async fn an_unwanted_body_is_not_read_for_ever() {
     let server = Server::with(|options| options.settings.drain_limit = MIB as u64).await;
     let mut client = Connection::open(server.address).await;
-    let head = "POST /ai/text HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000000\r\n\r\n";
+    let head = "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000000\r\n\r\n";
     let stream = client.stream.get_mut();
     stream.write_all(head.as_bytes()).await.unwrap();
     let part = vec![b'a'; MIB];
@@ -96,7 +95,7 @@ async fn an_unwanted_body_is_not_read_for_ever() {
 async fn a_body_that_is_announced_and_waits_for_a_word_is_refused_at_once() {
     let server = Server::start().await;
     let mut client = Connection::open(server.address).await;
-    let head = "POST /ai/text HTTP/1.1\r\nHost: x\r\nContent-Length: 20971520\r\nExpect: 100-continue\r\n\r\n";
+    let head = "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20971520\r\nExpect: 100-continue\r\n\r\n";
     client
         .stream
         .get_mut()
@@ -107,7 +106,7 @@ async fn a_body_that_is_announced_and_waits_for_a_word_is_refused_at_once() {
     let mut client = Connection::open(server.address).await;
     let body = br#"{"text":"hi"}"#;
     let head = format!(
-        "POST /ai/text HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+        "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
         body.len()
     );
     client
@@ -163,7 +162,7 @@ async fn slow_senders_are_cut_off() {
     })
     .await;
     let mut body = Connection::open(server.address).await;
-    let head = b"POST /ai/text HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
+    let head = b"POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{";
     body.stream.get_mut().write_all(head).await.unwrap();
     let response = body.response().await;
     assert_eq!(

@@ -4,7 +4,7 @@ use crate::support::client::{Connection, ask};
 use crate::support::scripted_worker::{LoadScript, accepted, finished, text};
 use crate::support::{PATIENCE, Server, until, within};
 use pocket_llm::engine::{EngineState, Event, FinishReason};
-use pocket_llm::http::ApiKey;
+use pocket_llm::http::{ApiKey, Keys};
 
 #[tokio::test]
 async fn readiness_follows_the_model() {
@@ -155,7 +155,8 @@ async fn status_is_true() {
 #[tokio::test]
 async fn keys_guard_everything_but_the_probes() {
     let server = Server::with(|options| {
-        options.settings.keys = vec![ApiKey::new("first".into()), ApiKey::new("second".into())];
+        let keys = [ApiKey::new("first".into()), ApiKey::new("second".into())];
+        options.settings.keys = Keys::new(&keys, None).unwrap();
     })
     .await;
     for path in ["/livez", "/readyz"] {

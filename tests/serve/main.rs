@@ -15,8 +15,10 @@ mod server;
 
 mod answers;
 mod drain;
+mod first;
 mod help;
 mod outages;
+mod quota;
 mod readers;
 mod settings;
 mod terminal;

@@ -140,6 +140,9 @@ async fn settings_that_can_not_be_used_end_before_anything_is_bound() {
         ["--port", "70000"],
         ["--parallel", "many"],
         ["--grace", "NaN"],
+        ["--sleep-idle-seconds", "nan"],
+        ["--sleep-idle-seconds", "-7"],
+        ["--sleep-idle-seconds", "inf"],
     ] {
         let finished = serve(model.to_str().unwrap(), &flags).await;
         assert!(!finished.status.success(), "{flags:?}");

@@ -68,7 +68,7 @@ async fn list_shows_what_is_there_what_comes_and_what_is_known() {
             "2 hours ago"
         ]
     );
-    assert_eq!(line("Mine"), ["Mine-Q8_0", "2.0 kB", "Q8_0", "-", "-", "-"]);
+    assert_eq!(line("Mine"), ["Mine-Q8_0", "2 KiB", "Q8_0", "-", "-", "-"]);
     assert!(line("damaged is")[0].contains("7 bytes where its manifest states 9"));
     assert_eq!(
         line("qwen2.5-1.5b "),
@@ -76,11 +76,51 @@ async fn list_shows_what_is_there_what_comes_and_what_is_known() {
     );
     assert_eq!(
         line("smollm2-135m"),
-        ["smollm2-135m", "105 MB", "Q4_K_M", "Apache-2.0"]
+        ["smollm2-135m", "101 MiB", "Q4_K_M", "Apache-2.0"]
     );
     // What is on disk is not offered.
     let offered = finished.stdout.split("Known").nth(1).unwrap();
     assert!(!offered.contains("\ngemma-3-1b "), "{offered}");
+}
+
+/// Who only looks leaves nothing behind.
+#[tokio::test]
+async fn reading_commands_create_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("no/models");
+    for (arguments, code, words) in [
+        (&["list"][..], 0, "No models in "),
+        (&["list", "--json"], 0, "\"models\": []"),
+        (&["rm", "gemma-3-1b"], 1, "gemma-3-1b is not on disk"),
+        (&["show", "gemma-3-1b"], 1, "gemma-3-1b is not on disk"),
+        (&["verify", "gemma-3-1b"], 1, "gemma-3-1b"),
+    ] {
+        let finished = run(&models, arguments).await;
+        let said = format!("{}{}", finished.stdout, finished.stderr);
+        assert_eq!(finished.status.code(), Some(code), "{said}");
+        assert!(said.contains(words), "{said}");
+        assert!(!folder.path().join("no").exists(), "{arguments:?}");
+    }
+}
+
+/// `POCKET_LLM_MODELS=` is how a unit file or a manifest unsets it.
+#[tokio::test]
+async fn an_empty_variable_is_none() {
+    let data = tempfile::tempdir().unwrap();
+    let program = Program::start(&["list"], |command| {
+        command
+            .env("POCKET_LLM_MODELS", "")
+            .env("POCKET_LLM_CATALOGUE", "")
+            .env("XDG_DATA_HOME", data.path());
+    });
+    let finished = program.finished().await;
+    assert_eq!(finished.status.code(), Some(0), "{}", finished.stderr);
+    let expected = data.path().join("pocket-llm/models");
+    assert!(
+        finished.stdout.contains(expected.to_str().unwrap()),
+        "{}",
+        finished.stdout
+    );
 }
 
 #[tokio::test]
@@ -191,7 +231,7 @@ async fn the_default_directory_is_the_users() {
         "{}",
         finished.stdout
     );
-    assert!(models.is_dir());
+    assert!(!models.exists());
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! No name leads out of the directory, and none is taken for another.
 
 use crate::{Fixture, hub, name};
-use pocket_llm::models::{Catalogue, HubFile, ModelName, ModelRef};
+use pocket_llm::models::{Catalogue, Collection, HubFile, Library, Model, ModelName, ModelRef};
 use proptest::prelude::*;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 #[test]
 fn names_that_can_not_be_used_are_refused() {
@@ -229,4 +230,39 @@ proptest! {
         let json = serde_json::to_string(&hub).unwrap();
         prop_assert_eq!(serde_json::from_str::<HubFile>(&json).unwrap(), hub);
     }
+}
+
+/// Whoever asks gets one of them; which one is told, with both names.
+#[test]
+fn a_name_that_two_models_have_is_told() {
+    let fixture = Fixture::new();
+    for file in ["own", "Other", "GEMMA_3_1B_IT", "gemma-3-1b", "alone"] {
+        fixture.file(&format!("{file}.gguf"), b"");
+    }
+    let library = |aliases: &[&str]| {
+        let collection = Collection {
+            catalogue: Arc::new(Catalogue::load(None).unwrap()),
+            store: Some(fixture.store.clone()),
+        };
+        let own = Model {
+            name: "own".into(),
+            path: fixture.store.place(&name("own")),
+            entry: None,
+        };
+        let aliases = aliases.iter().map(|alias| (*alias).to_owned());
+        let library = Library::new(collection, Some(own), aliases.collect());
+        let told = library.shared_names().into_iter();
+        told.map(|shared| shared.to_string()).collect::<Vec<_>>()
+    };
+    let file = |name: &str| fixture.folder.path().join(name).display().to_string();
+    let of_catalogue = format!(
+        "\"GEMMA_3_1B_IT\" means \"GEMMA_3_1B_IT\" here, and \"gemma-3-1b\" has that name too: rename {} if that is not meant",
+        file("GEMMA_3_1B_IT.gguf")
+    );
+    let of_alias = format!(
+        "\"Other\" means \"own\" here, and \"Other\" has that name too: rename {} if that is not meant",
+        file("Other.gguf")
+    );
+    assert_eq!(library(&["other"]), [of_catalogue.clone(), of_alias]);
+    assert_eq!(library(&["own", "free"]), [of_catalogue]);
 }

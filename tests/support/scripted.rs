@@ -4,7 +4,8 @@
 //! A prompt ends in one of
 //! - `say:TEXT|` answers TEXT, then ends;
 //! - `loop:TEXT|` answers TEXT again and again;
-//! - `any|` gives every printable letter the same chance, so that the sampler decides.
+//! - `any|` gives every printable letter the same chance, so that the sampler decides;
+//! - `noise|` gives every token other logits from −8 to 8 after each text, control tokens included.
 
 #![allow(dead_code, reason = "each program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
@@ -253,6 +254,9 @@ impl ScriptedDecoder {
         };
         let bar = find(b"|").expect("a prompt without a directive");
         let said = bytes.len() - bar;
+        if bytes[..bar].ends_with(b"noise|") {
+            return noise(&bytes);
+        }
         let directive = [&b"say:"[..], b"loop:"]
             .iter()
             .filter_map(|name| Some((*name, find(name).filter(|at| *at <= bar)?)))
@@ -272,6 +276,19 @@ impl ScriptedDecoder {
         }
         logits
     }
+}
+
+/// Numbers that look random and depend on the text alone (FNV-1a, and a multiplication for each token).
+fn noise(text: &[u8]) -> Vec<f32> {
+    let hash = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let logit = |token: u32| {
+        let mixed = (hash ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        f32::from(u16::try_from(mixed >> 48).unwrap()) / 4096.0 - 8.0
+    };
+    (0..VOCAB_SIZE).map(logit).collect()
 }
 
 impl Decoder for ScriptedDecoder {

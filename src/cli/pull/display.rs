@@ -1,7 +1,7 @@
 //! How a pull shows what it does: a bar on a terminal, a line now and then elsewhere.
 
-use crate::cli::models::size;
 use crate::models::download::{Phase, Progress};
+use crate::models::memory::Bytes;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -57,10 +57,10 @@ fn show_bar(bar: &ProgressBar, last: &mut Phase, progress: &Progress) {
     let template = match (progress.total(), progress.phase()) {
         (Some(total), Phase::Receiving) => {
             bar.set_length(total);
-            "{prefix} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left{msg}"
+            "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left{msg}"
         }
-        (None, Phase::Receiving) => "{prefix} {decimal_bytes} {decimal_bytes_per_sec}{msg}",
-        _ => "{prefix} {decimal_bytes}: {msg}",
+        (None, Phase::Receiving) => "{prefix} {binary_bytes} {binary_bytes_per_sec}{msg}",
+        _ => "{prefix} {binary_bytes}: {msg}",
     };
     bar.set_style(style(template));
     bar.set_message(match (progress.phase(), progress.attempt()) {
@@ -94,7 +94,7 @@ impl Lines {
         if !is_due {
             return;
         }
-        let of = total.map_or(String::new(), |total| format!(" of {}", size(total)));
+        let of = total.map_or(String::new(), |total| format!(" of {}", Bytes(total)));
         let milliseconds = u64::try_from((now - when).as_millis()).unwrap_or(u64::MAX);
         let came = received.saturating_sub(then).saturating_mul(1000);
         let speed = came.checked_div(milliseconds).unwrap_or(0);
@@ -102,13 +102,13 @@ impl Lines {
         if progress.phase() == Phase::Receiving && speed > 0 {
             let left = total.map_or(0, |total| total.saturating_sub(received) / speed);
             let left = HumanDuration(Duration::from_secs(left));
-            rest = format!(", {}/s, {left} left", size(speed));
+            rest = format!(", {}/s, {left} left", Bytes(speed));
         }
         if progress.attempt() > 1 {
             rest = format!("{rest} (try {})", progress.attempt());
         }
         let (name, doing) = (&self.name, words(progress.phase()));
-        eprintln!("{name}: {doing}, {}{of}{rest}", size(received));
+        eprintln!("{name}: {doing}, {}{of}{rest}", Bytes(received));
         self.last = Some((now, received));
     }
 }

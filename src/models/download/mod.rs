@@ -20,6 +20,7 @@ mod progress;
 mod pull;
 mod queue;
 mod retry;
+mod turns;
 
 use super::digest::Digest;
 use super::gguf::Gguf;

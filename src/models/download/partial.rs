@@ -1,7 +1,8 @@
 //! What has come of a file so far: `TARGET.partial`, and beside it `TARGET.partial.json`, which says what it is a part of.
 //!
 //! Bytes are only ever appended. The hash grows with the file; what an earlier process left is read again before it is
-//! continued, because nobody knows who else wrote there. Without its record a partial is worth nothing and is begun anew.
+//! continued, because nobody knows who else wrote there. After a restart of the system only what was synced before it is
+//! continued. Without its record a partial is worth nothing and is begun anew.
 
 use super::location::shown;
 use super::{DownloadError, Job, PIECE_BYTES, Phase, Progress};
@@ -29,6 +30,12 @@ pub(super) struct Record {
     pub(super) sha256: Option<Digest>,
     /// When its first byte was asked for.
     pub(super) begun_at: Moment,
+    /// Bytes that are on the disk for certain, whatever happens to the power.
+    #[serde(default)]
+    synced: u64,
+    /// During which run of the system the others were written (Linux's boot id).
+    #[serde(default)]
+    boot: Option<String>,
 }
 
 impl Record {
@@ -40,6 +47,8 @@ impl Record {
             bytes: job.bytes,
             sha256: job.sha256,
             begun_at: Moment::now(),
+            synced: 0,
+            boot: boot_id(),
         }
     }
 
@@ -64,11 +73,13 @@ impl Record {
             bytes: job.bytes.or(self.bytes),
             sha256: job.sha256.or(self.sha256),
             begun_at: self.begun_at,
+            synced: self.synced,
+            boot: self.boot,
         })
     }
 }
 
-/// Bytes that a loss of power may take at most.
+/// Bytes that a loss of power takes at most; they are fetched again.
 const SYNC_EVERY: u64 = 32 << 20;
 
 /// An unfinished file. Whoever holds it holds the target's lock.
@@ -108,6 +119,7 @@ impl Partial {
         match read_record(&partial.record_path).and_then(|record| record.continued(job)) {
             Some(record) => {
                 partial.record = record;
+                partial.forget_unsynced()?;
                 partial.reread(progress)?;
             }
             None => partial.clear()?,
@@ -136,6 +148,26 @@ impl Partial {
         self.note(record)
     }
 
+    /// Since the system was started anew, what was not synced then may be anything, with the length that it had.
+    fn forget_unsynced(&mut self) -> Result<(), DownloadError> {
+        let boot = boot_id();
+        if boot == self.record.boot {
+            return Ok(());
+        }
+        // Where the system tells nothing, the digest has to find it.
+        if boot.is_some() && self.record.boot.is_some() {
+            let here = self.file.metadata().map(|found| found.len());
+            here.map(|length| length.min(self.record.synced))
+                .and_then(|kept| self.file.set_len(kept))
+                .and_then(|()| self.file.sync_all())
+                .map_err(DownloadError::file("cut", &self.path))?;
+        }
+        self.note(Record {
+            boot,
+            ..self.record.clone()
+        })
+    }
+
     /// Remembers more about the same file.
     pub(super) fn note(&mut self, record: Record) -> Result<(), DownloadError> {
         if record == self.record && self.record_path.exists() {
@@ -143,8 +175,13 @@ impl Partial {
         }
         let new = with_end(&self.record_path, ".new");
         let bytes = serde_json::to_vec_pretty(&record).map_err(io::Error::from);
-        bytes
-            .and_then(|bytes| fs::write(&new, bytes))
+        // On the disk before it takes the old one's place: an empty record would cost the whole file.
+        let written = bytes.and_then(|bytes| {
+            let mut file = File::create(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()
+        });
+        written
             .and_then(|()| fs::rename(&new, &self.record_path))
             .map_err(DownloadError::file("written", &self.record_path))?;
         self.record = record;
@@ -164,6 +201,10 @@ impl Partial {
             self.file
                 .sync_data()
                 .map_err(|error| self.unwritten(error))?;
+            self.note(Record {
+                synced: self.length,
+                ..self.record.clone()
+            })?;
         }
         Ok(())
     }
@@ -176,7 +217,7 @@ impl Partial {
     /// Forgets all bytes.
     pub(super) fn clear(&mut self) -> Result<(), DownloadError> {
         remove(&self.record_path)?;
-        self.length = 0;
+        (self.length, self.unsynced, self.record.synced) = (0, 0, 0);
         self.hasher = Sha256::new();
         // Emptied on the disk before another record is written: after a loss of power old bytes must not be taken for new ones.
         self.file
@@ -261,6 +302,12 @@ impl Partial {
 pub(super) fn forget(target: &Path) -> Result<(), DownloadError> {
     remove(&with_end(target, ".partial"))?;
     remove(&with_end(target, ".partial.json"))
+}
+
+/// Which run of the system this is, where the system tells.
+fn boot_id() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
 }
 
 /// A record that can't be read is none.

@@ -1,17 +1,17 @@
 //! Downloads beside a running server: one at a time, a few that wait, and what they have done so far.
 //!
-//! One thread works off the queue and ends when it is empty; each download runs on a second one, so that the first can tell how it
-//! goes. Handlers call in, get an answer at once and never wait for a network.
+//! Each download has a thread, which waits for its turn (`turns`). Handlers call in, get an answer at once and never wait for a
+//! network.
 
+use super::turns::Turns;
 use super::{DownloadError, Existing, Phase, Progress, Pulled, Puller};
 use crate::models::reference::{HubFile, ModelName, ModelRef};
 use crate::models::store::Moment;
 use std::collections::VecDeque;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use std::time::Duration;
 use ureq::http::Uri;
 
 /// Downloads that may wait for the running one.
@@ -19,9 +19,6 @@ const MOST_WAITING: usize = 8;
 
 /// Ended downloads that are remembered.
 const MOST_ENDED: usize = 16;
-
-/// Between two reports of a running download.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// A shutdown waits this long for a thread that is just connecting, which nothing can interrupt.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -106,15 +103,14 @@ struct Shared {
     // A lock, because handlers and the working thread change the same short lists. It is held for no input or output.
     state: Mutex<State>,
     idle: Condvar,
-    reports: watch::Sender<Arc<[DownloadStatus]>>,
+    turns: Turns,
 }
 
 #[derive(Default)]
 struct State {
-    /// The first one runs while there is a thread.
-    tasks: VecDeque<Arc<Task>>,
+    /// Each has a thread, which takes it off.
+    tasks: Vec<Arc<Task>>,
     ended: VecDeque<DownloadStatus>,
-    has_thread: bool,
     closed: bool,
 }
 
@@ -122,7 +118,6 @@ struct Task {
     name: ModelName,
     wish: Wish,
     progress: Progress,
-    speed: Mutex<Speed>,
     started_at: Moment,
 }
 
@@ -133,7 +128,7 @@ impl Downloads {
             puller,
             state: Mutex::default(),
             idle: Condvar::new(),
-            reports: watch::Sender::new(Arc::from([])),
+            turns: Turns::default(),
         }))
     }
 
@@ -159,24 +154,19 @@ impl Downloads {
         if state.tasks.len() > MOST_WAITING {
             return Err(Refused::Full);
         }
-        if !state.has_thread {
-            let shared = Arc::clone(&self.0);
-            thread::Builder::new()
-                .name("downloads".into())
-                .spawn(move || shared.work())
-                .map_err(Refused::Thread)?;
-            state.has_thread = true;
-        }
-        state.ended.retain(|ended| ended.name != name);
-        state.tasks.push_back(Arc::new(Task {
+        let task = Arc::new(Task {
             name,
             wish,
-            progress: Progress::default(),
-            speed: Mutex::default(),
+            progress: Progress::in_line(self.0.turns.queue()),
             started_at: Moment::now(),
-        }));
-        drop(state);
-        self.0.report();
+        });
+        let (shared, own) = (Arc::clone(&self.0), Arc::clone(&task));
+        thread::Builder::new()
+            .name("download".into())
+            .spawn(move || shared.work(&own))
+            .map_err(Refused::Thread)?;
+        state.ended.retain(|ended| ended.name != task.name);
+        state.tasks.push(task);
         Ok(Start::Started)
     }
 
@@ -188,11 +178,6 @@ impl Downloads {
     /// All that run, wait, or ended lately.
     pub fn snapshot(&self) -> Vec<DownloadStatus> {
         self.0.state().report()
-    }
-
-    /// Tells of every change, and every half second while one runs.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<[DownloadStatus]>> {
-        self.0.reports.subscribe()
     }
 
     /// Ends a download that runs or waits; what came of it is kept. Whether there was one.
@@ -221,84 +206,51 @@ impl Downloads {
         let waited = self
             .0
             .idle
-            .wait_timeout_while(state, SHUTDOWN_PATIENCE, |state| state.has_thread);
+            .wait_timeout_while(state, SHUTDOWN_PATIENCE, |state| !state.tasks.is_empty());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 impl Shared {
-    /// Works off the queue.
-    fn work(self: Arc<Self>) {
-        while let Some(task) = self.next() {
-            let error = self.run(&task).err();
-            if let Some(error) = &error {
-                tracing::warn!(model = %task.name, error, "a download ended");
-            } else {
-                tracing::info!(model = %task.name, "a model was fetched");
-            }
-            let mut state = self.state();
-            state.tasks.retain(|other| !Arc::ptr_eq(other, &task));
-            state.ended.push_back(DownloadStatus {
-                phase: Phase::Ended,
-                error,
-                ended_at: Some(Moment::now()),
-                ..task.status()
-            });
-            if state.ended.len() > MOST_ENDED {
-                state.ended.pop_front();
-            }
-            drop(state);
-            self.report();
+    /// Fetches one model when it is its turn, and notes what came of it.
+    fn work(&self, task: &Arc<Task>) {
+        let error = self.run(task).err();
+        task.progress.give_turn_back();
+        if let Some(error) = &error {
+            tracing::warn!(model = %task.name, error, "a download ended");
+        } else {
+            tracing::info!(model = %task.name, "a model was fetched");
         }
-    }
-
-    /// The first task; without one the thread ends, which is noted in the same moment.
-    fn next(&self) -> Option<Arc<Task>> {
         let mut state = self.state();
-        let task = state.tasks.front().cloned();
-        if task.is_none() {
-            state.has_thread = false;
-            self.idle.notify_all();
+        state.tasks.retain(|other| !Arc::ptr_eq(other, task));
+        state.ended.push_back(DownloadStatus {
+            phase: Phase::Ended,
+            error,
+            ended_at: Some(Moment::now()),
+            ..task.status()
+        });
+        if state.ended.len() > MOST_ENDED {
+            state.ended.pop_front();
         }
-        task
+        self.idle.notify_all();
     }
 
-    /// Fetches one model and reports meanwhile.
     fn run(&self, task: &Task) -> Result<Pulled, String> {
-        let (done, ended) = sync_channel(1);
-        thread::scope(|scope| {
-            let fetching =
-                thread::Builder::new()
-                    .name("download".into())
-                    .spawn_scoped(scope, || {
-                        let _done = done;
-                        match &task.wish {
-                            Wish::Model(reference) => {
-                                let existing = Existing::Trust;
-                                self.puller.pull(reference, existing, &task.progress)
-                            }
-                            Wish::Url { name, url } => {
-                                self.puller.install(name, url, &task.progress)
-                            }
-                        }
-                    });
-            let fetching =
-                fetching.map_err(|error| format!("no thread could be started: {error}"))?;
-            while ended.recv_timeout(REPORT_EVERY) == Err::<(), _>(RecvTimeoutError::Timeout) {
-                self.report();
+        let fetch = || {
+            task.progress.take_turn()?;
+            match &task.wish {
+                Wish::Model(reference) => {
+                    let existing = Existing::Trust;
+                    self.puller.pull(reference, existing, &task.progress)
+                }
+                Wish::Url { name, url } => self.puller.install(name, url, &task.progress),
             }
-            match fetching.join() {
-                Ok(pulled) => pulled.map_err(|error| error.to_string()),
-                // One bad file must not end the queue.
-                Err(_) => Err("the download panicked; the log says where".into()),
-            }
-        })
-    }
-
-    fn report(&self) {
-        // Under the lock, so that no older report comes after a newer one. It only stores and wakes.
-        let state = self.state();
-        self.reports.send_replace(state.report().into());
+        };
+        match catch_unwind(AssertUnwindSafe(fetch)) {
+            Ok(pulled) => pulled.map_err(|error| error.to_string()),
+            // One bad file must not end the queue.
+            Err(_) => Err("the download panicked; the log says where".into()),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -317,7 +269,6 @@ impl State {
 impl Task {
     fn status(&self) -> DownloadStatus {
         let received = self.progress.received();
-        let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
         DownloadStatus {
             name: self.name.clone(),
             phase: match self.progress.phase() {
@@ -328,7 +279,7 @@ impl Task {
             received,
             total: self.progress.total(),
             bytes_per_second: match self.progress.phase() {
-                Phase::Receiving => speed.at(received, Instant::now()),
+                Phase::Receiving => self.progress.speed(),
                 _ => 0,
             },
             attempt: self.progress.attempt(),
@@ -339,72 +290,11 @@ impl Task {
     }
 }
 
-/// Bytes per second over the last few seconds.
-#[derive(Debug, Default)]
-pub(super) struct Speed {
-    samples: VecDeque<(Instant, u64)>,
-}
-
-impl Speed {
-    /// What is looked back at.
-    const WINDOW: Duration = Duration::from_secs(5);
-    /// Closer samples are not kept.
-    const LEAST: Duration = Duration::from_millis(100);
-
-    pub(super) fn at(&mut self, bytes: u64, now: Instant) -> u64 {
-        // It began anew.
-        if self.samples.back().is_some_and(|(_, last)| *last > bytes) {
-            self.samples.clear();
-        }
-        while self.samples.len() > 1 && now - self.samples[0].0 > Self::WINDOW {
-            self.samples.pop_front();
-        }
-        let is_new = |(last, _): &(Instant, u64)| now.duration_since(*last) >= Self::LEAST;
-        if self.samples.back().is_none_or(is_new) {
-            self.samples.push_back((now, bytes));
-        }
-        let Some((since, then)) = self.samples.front() else {
-            return 0;
-        };
-        let milliseconds =
-            u64::try_from(now.duration_since(*since).as_millis()).unwrap_or(u64::MAX);
-        (bytes - then)
-            .saturating_mul(1000)
-            .checked_div(milliseconds)
-            .unwrap_or(0)
-    }
-}
-
 fn name_of(wish: &Wish) -> Result<ModelName, DownloadError> {
     match wish {
         Wish::Url { name, .. } => Ok(name.clone()),
         Wish::Model(ModelRef::Known(entry)) => Ok(entry.model_name()),
         Wish::Model(ModelRef::Hub(hub)) => Ok(HubFile::clone(hub).into()),
         Wish::Model(ModelRef::Path(path)) => Err(DownloadError::Path(path.clone())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn speed_is_that_of_the_last_seconds() {
-        let mut speed = Speed::default();
-        let begin = Instant::now();
-        let mut at =
-            |milliseconds, bytes| speed.at(bytes, begin + Duration::from_millis(milliseconds));
-        assert_eq!(at(0, 1000), 0);
-        assert_eq!(at(1, 1000), 0);
-        assert_eq!(at(1000, 3000), 2000);
-        assert_eq!(at(2000, 3000), 1000);
-        // Ten seconds later the fast beginning is forgotten.
-        for second in 3..=12 {
-            at(second * 1000, 3000 + second);
-        }
-        assert_eq!(at(13_000, 3013), 1);
-        // Anew from nothing.
-        assert_eq!(at(14_000, 0), 0);
-        assert_eq!(at(15_000, 500), 500);
     }
 }

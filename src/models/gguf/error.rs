@@ -86,6 +86,9 @@ pub enum Fault {
     /// No power of two from 8 up, or not an unsigned 32-bit number.
     #[error("can't be loaded: general.alignment must be a power of two from 8 up")]
     Alignment,
+    /// Longer than it was a moment ago.
+    #[error("was changed while it was read: try again when nobody writes to it")]
+    Changed,
     /// It does not say what model it is.
     #[error("can't be loaded: it does not name its architecture (general.architecture)")]
     NoArchitecture,

@@ -1,39 +1,46 @@
 //! What a GGUF file says about itself: the header, read without llama.cpp and without trust.
 //!
 //! The file may be cut, damaged or made to hurt. No number in it is believed before it was compared with the file's own
-//! length, so memory stays within a few times the bytes that were read, every loop within their number, and a file that passes
-//! is whole as far as lengths can tell. The weights themselves are not looked at; a digest is for that. Vocabularies are walked
-//! through and not kept.
+//! length, every loop stays within the bytes that are there, and a file that passes is whole as far as lengths can tell. The weights
+//! themselves are not looked at; a digest is for that. Vocabularies are walked through and not kept.
+//!
+//! Memory: never more than the file is long and 40 KiB: 32 of them are read ahead, the rest is for the path and for what a sentence about a
+//! damaged file quotes of it. What is kept lies packed in one piece that is shorter than the header.
 
 mod bites;
+#[cfg(test)]
+mod cuts;
 mod error;
-mod header;
+mod kept;
 mod source;
 mod tensors;
 mod types;
+mod values;
+mod walk;
 
 use crate::engine::ModelInfo;
 use bites::InBites;
-use header::Value;
+use kept::Kept;
 use source::Source;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
+use values::Value;
+use walk::Walk;
 
 pub use error::{Fault, GgufError, TensorFault};
 pub use tensors::Tensor;
 pub use types::{TensorType, file_type};
+pub use values::Numbers;
 
 /// A file's header.
 #[derive(Clone, Debug)]
 pub struct Gguf {
     path: PathBuf,
     file_bytes: u64,
-    /// Sorted by key.
-    pairs: Vec<(Box<str>, Value)>,
-    /// In the order of the file.
-    tensors: Vec<Tensor>,
-    architecture: Box<str>,
+    kept: Kept,
+    /// Where the data begins.
+    data: u64,
 }
 
 impl Gguf {
@@ -79,25 +86,29 @@ impl Gguf {
     }
 
     fn try_parse(reader: impl Read + Seek, file_bytes: u64, path: &Path) -> Result<Self, Fault> {
-        let mut source = Source::new(reader, file_bytes);
-        let header = header::read(&mut source)?;
-        let mut gguf = Self {
+        let mut source = Source::new(reader, 0, file_bytes);
+        let mut counted = Kept::counting();
+        let walk = Self::walk(&mut source, &mut counted)?;
+        walk.place(source.at(), file_bytes)?;
+        let (pairs, tensors) = walk.counts();
+        let mut kept = Kept::with_room(&counted, pairs, tensors);
+        source.rewind()?;
+        // Checked again, because somebody may write to the file.
+        let walk = Self::walk(&mut source, &mut kept)?;
+        let data = walk.place(source.at(), file_bytes)?;
+        kept.sort()?;
+        Ok(Self {
             path: path.to_owned(),
             file_bytes,
-            pairs: header.pairs,
-            tensors: Vec::new(),
-            architecture: Box::default(),
-        };
-        if let Some(parts @ 2..) = gguf.number("split.count") {
-            return Err(Fault::Split(parts));
-        }
-        let architecture = gguf.text("general.architecture");
-        gguf.architecture = architecture
-            .filter(|name| !name.is_empty())
-            .ok_or(Fault::NoArchitecture)?
-            .into();
-        gguf.tensors = tensors::read(&mut source, header.tensors, header.alignment, file_bytes)?;
-        Ok(gguf)
+            kept,
+            data,
+        })
+    }
+
+    fn walk<R: Read + Seek>(source: &mut Source<R>, kept: &mut Kept) -> Result<Walk, Fault> {
+        let mut walk = Walk::begin(source)?;
+        while walk.step(source, kept)? {}
+        Ok(walk)
     }
 
     /// The file.
@@ -110,78 +121,80 @@ impl Gguf {
         self.file_bytes
     }
 
-    /// `general.architecture`, such as `gemma3`.
+    /// Bytes of memory that are kept: less than the header has.
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept.heap_bytes() as u64
+    }
+
+    /// `general.architecture`, such as `gemma3`; of at most 64 bytes.
     pub fn architecture(&self) -> &str {
-        &self.architecture
+        self.text("general.architecture").unwrap_or_default()
     }
 
     /// All tensors, in the order of the file.
-    pub fn tensors(&self) -> &[Tensor] {
-        &self.tensors
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor<'_>> + Clone {
+        let entries = self.kept.tensors();
+        entries.map(|entry| Tensor::kept(entry, self.data))
     }
 
     /// The tensor of that name.
-    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.iter().find(|tensor| &*tensor.name == name)
-    }
-
-    fn value(&self, key: &str) -> Option<&Value> {
-        let found = self.pairs.binary_search_by(|(known, _)| (**known).cmp(key));
-        found.ok().map(|index| &self.pairs[index].1)
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let entry = self.kept.find(name)?;
+        Some(Tensor::kept(entry, self.data))
     }
 
     /// A text, if it is one of at most 1 MiB.
     pub fn text(&self, key: &str) -> Option<&str> {
-        match self.value(key)? {
-            Value::Text(text) => Some(text),
+        match self.kept.value(key)? {
+            Value::Text(text) => str::from_utf8(text).ok(),
             _ => None,
         }
     }
 
     /// A number of any integer type, if it is not negative.
     pub fn number(&self, key: &str) -> Option<u64> {
-        match self.value(key)? {
-            Value::Integer(number) => u64::try_from(*number).ok(),
+        match self.kept.value(key)? {
+            Value::Integer(number) => u64::try_from(number).ok(),
             _ => None,
         }
     }
 
     /// Integers or truth values (0 and 1), if there are at most 4,096.
-    pub fn numbers(&self, key: &str) -> Option<&[i64]> {
-        match self.value(key)? {
-            Value::Integers(numbers) => Some(numbers),
+    pub fn numbers(&self, key: &str) -> Option<Numbers<'_>> {
+        match self.kept.value(key)? {
+            Value::Numbers(numbers) => Some(numbers),
             _ => None,
         }
     }
 
     /// Number of elements of an array of any type.
     pub fn array_len(&self, key: &str) -> Option<u64> {
-        match self.value(key)? {
-            Value::Integers(numbers) => Some(numbers.len() as u64),
-            Value::Array { count, .. } => Some(*count),
+        match self.kept.value(key)? {
+            Value::Numbers(numbers) => Some(numbers.len() as u64),
+            Value::Long(long) => Some(long.count),
             _ => None,
         }
     }
 
     /// Bytes of all elements of an array that is not kept; for texts, their letters.
     pub fn array_bytes(&self, key: &str) -> Option<u64> {
-        match self.value(key)? {
-            Value::Array { bytes, .. } => Some(*bytes),
+        match self.kept.value(key)? {
+            Value::Long(long) => Some(long.bytes),
             _ => None,
         }
     }
 
     /// A number that belongs to the architecture: `block_count` → `gemma3.block_count`.
     pub fn setting(&self, key: &str) -> Option<u64> {
-        self.number(&format!("{}.{key}", self.architecture))
+        self.number(&format!("{}.{key}", self.architecture()))
     }
 
     /// A number of the architecture that may be given for each layer or once for all.
     pub fn layer_setting(&self, key: &str, layer: u32) -> Option<u64> {
-        let key = format!("{}.{key}", self.architecture);
-        match self.value(&key)? {
-            Value::Integer(number) => u64::try_from(*number).ok(),
-            Value::Integers(numbers) => u64::try_from(*numbers.get(layer as usize)?).ok(),
+        let key = format!("{}.{key}", self.architecture());
+        match self.kept.value(&key)? {
+            Value::Integer(number) => u64::try_from(number).ok(),
+            Value::Numbers(numbers) => u64::try_from(numbers.get(layer as usize)?).ok(),
             _ => None,
         }
     }
@@ -207,7 +220,7 @@ impl Gguf {
             architecture: self.architecture().into(),
             licence: text("general.license").map(Into::into),
             quantisation: Some(self.quantisation()),
-            size_bytes: self.tensors.iter().map(|tensor| tensor.bytes).sum(),
+            size_bytes: self.tensors().map(|tensor| tensor.bytes).sum(),
             parameters: self.parameters(),
             vocab_size: narrow(self.vocab_size()),
             trained_context: narrow(self.setting("context_length").unwrap_or(0)),
@@ -217,7 +230,7 @@ impl Gguf {
 
     /// Number of weights.
     pub fn parameters(&self) -> u64 {
-        let elements = self.tensors.iter().map(Tensor::elements);
+        let elements = self.tensors().map(Tensor::elements);
         elements.fold(0, u64::saturating_add)
     }
 
@@ -227,7 +240,7 @@ impl Gguf {
             return file_type(number);
         }
         let bytes = |kind: TensorType| -> u64 {
-            let same = self.tensors.iter().filter(|tensor| tensor.kind == kind);
+            let same = self.tensors().filter(|tensor| tensor.kind == kind);
             same.map(|tensor| tensor.bytes).sum()
         };
         let most = TensorType::ALL.iter().max_by_key(|kind| bytes(**kind));
@@ -242,15 +255,14 @@ impl Gguf {
     /// Bytes of weights that decoding one token reads: all of them, but of tables that are only looked up one row, of experts
     /// those in use, and nothing of layers that predict further tokens.
     pub fn bytes_per_decoded_token(&self) -> u64 {
-        self.tensors
-            .iter()
+        self.tensors()
             .map(|tensor| self.bytes_read(tensor))
             .fold(0, u64::saturating_add)
     }
 
     /// Bytes of this tensor that decoding one token reads.
-    pub fn bytes_read(&self, tensor: &Tensor) -> u64 {
-        match &*tensor.name {
+    pub fn bytes_read(&self, tensor: Tensor<'_>) -> u64 {
+        match tensor.name {
             "token_embd.weight" if self.is_tied() => return tensor.bytes,
             "token_embd.weight"
             | "position_embd.weight"

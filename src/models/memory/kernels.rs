@@ -65,7 +65,7 @@ impl Kernels {
 
     /// Whether llama.cpp computes with a copy of the tensor instead of with the file's own bytes. The token embedding counts as
     /// the output matrix here; its rows are looked up in the file all the same.
-    pub(super) fn copies(self, tensor: &Tensor) -> bool {
+    pub(super) fn copies(self, tensor: Tensor<'_>) -> bool {
         let directions = if is_expert(tensor) { 3 } else { 2 };
         tensor.name.ends_with(".weight")
             && tensor.directions() == directions
@@ -74,7 +74,7 @@ impl Kernels {
 }
 
 /// Whether a tensor holds one matrix for each expert.
-fn is_expert(tensor: &Tensor) -> bool {
+fn is_expert(tensor: Tensor<'_>) -> bool {
     tensor.name.contains("_exps.") || tensor.name.contains("_chexps.")
 }
 
@@ -98,8 +98,8 @@ impl Weights {
         let (mut first, mut last) = (u64::MAX, 0);
         let mut weights = Self::default();
         for tensor in model.tensors() {
-            let looked_up = LOOKED_UP.contains(&&*tensor.name);
-            let is_output = tied && &*tensor.name == "token_embd.weight";
+            let looked_up = LOOKED_UP.contains(&tensor.name);
+            let is_output = tied && tensor.name == "token_embd.weight";
             let copied = (!looked_up || is_output) && kernels.copies(tensor);
             if copied {
                 weights.repacked += tensor.bytes.next_multiple_of(ALIGNMENT);

@@ -131,7 +131,7 @@ impl Window {
         let (width, period, full_first) = rule(model, layers)?;
         let key = format!("{}.attention.sliding_window_pattern", model.architecture());
         let covered = if let Some(pattern) = model.numbers(&key) {
-            pattern.iter().map(|covered| *covered != 0).collect()
+            pattern.iter().map(|covered| covered != 0).collect()
         } else {
             let period = match model.number(&key) {
                 Some(period) => u32::try_from(period).unwrap_or(u32::MAX),

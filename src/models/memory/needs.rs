@@ -137,7 +137,7 @@ fn hidden(model: &Gguf) -> u64 {
     let widest = model
         .numbers(&key)
         .and_then(|all| all.iter().max())
-        .and_then(|most| u64::try_from(*most).ok());
+        .and_then(|most| u64::try_from(most).ok());
     let expert = model.layer_setting("expert_feed_forward_length", 0);
     let used = model.layer_setting("expert_used_count", 0).unwrap_or(0);
     let dense = dense.or(widest).unwrap_or(0);

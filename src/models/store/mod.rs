@@ -101,16 +101,21 @@ pub struct Removed {
 impl Store {
     /// Opens a directory, and creates it if it is not there.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self::look(root)?;
+        fs::create_dir_all(root).map_err(|source| StoreError::Create {
+            path: root.to_owned(),
+            source,
+        })?;
+        Ok(store)
+    }
+
+    /// Opens a directory as it is; one that is not there holds no models.
+    pub fn look(root: &Path) -> Result<Self, StoreError> {
         let path = root.to_owned();
         match fs::metadata(root) {
             Ok(found) if found.is_dir() => Ok(Self { root: path }),
             Ok(_) => Err(StoreError::NotADirectory { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                match fs::create_dir_all(root) {
-                    Ok(()) => Ok(Self { root: path }),
-                    Err(source) => Err(StoreError::Create { path, source }),
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self { root: path }),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(StoreError::Create {
                 path,
                 source: error,
@@ -133,7 +138,7 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Stored>, StoreError> {
         let mut models = Vec::new();
         for name in self.names()?.into_iter().flatten() {
-            models.extend(self.look(&name)?);
+            models.extend(self.stored(&name)?);
         }
         models.sort_by_cached_key(|model| model.name.to_string());
         Ok(models)
@@ -152,7 +157,7 @@ impl Store {
 
     /// The model of this name, if it is on disk.
     pub fn find(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
-        self.look(name)
+        self.stored(name)
     }
 
     /// The name under which a model is on disk, or would be. What is there under exactly this name comes first, then what the
@@ -288,7 +293,11 @@ impl Store {
             source,
         };
         let mut names = Vec::new();
-        for (count, item) in fs::read_dir(&self.root).map_err(unreadable)?.enumerate() {
+        let items = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+            items => items.map_err(unreadable)?,
+        };
+        for (count, item) in items.enumerate() {
             if count == MOST_FILES {
                 let path = self.root.clone();
                 return Err(StoreError::Crowded { path });
@@ -299,7 +308,7 @@ impl Store {
         Ok(names)
     }
 
-    fn look(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
+    fn stored(&self, name: &ModelName) -> Result<Option<Stored>, StoreError> {
         let path = self.place(name);
         let found = match fs::metadata(&path) {
             Ok(found) if found.is_file() => found,

@@ -5,9 +5,11 @@
 //! instruction and every byte that it makes costs fuel, and its output is bounded besides. One thing is left: lists put into
 //! lists, tens of thousands deep, overflow the stack when they are dropped. A model's file that does so ends its own worker.
 
-use super::json::tojson;
+use super::chat::{Chat, Turn};
+use super::describe::function;
+use super::json::{tojson, value};
 use super::strftime::strftime;
-use crate::engine::{Message, Role};
+use crate::engine::Role;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
@@ -77,15 +79,15 @@ impl Jinja {
     }
 
     /// Renders a chat up to the point where the model speaks.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, Failure> {
-        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+    pub(super) fn render(&self, chat: &Chat) -> Result<String, Failure> {
+        let (bytes, turns) = (chat.bytes(), chat.turns.len());
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(
-            FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64))
+            FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(turns as u64))
                 .saturating_add(bytes as u64 / BYTES_PER_FUEL),
         ));
         let limit = (MAX_GROWTH.saturating_mul(bytes))
-            .saturating_add(MESSAGE_FRAME.saturating_mul(messages.len()))
+            .saturating_add(MESSAGE_FRAME.saturating_mul(turns))
             .saturating_add(MAX_FRAME);
         let mut out = Bounded {
             bytes: Vec::with_capacity(bytes + 1024),
@@ -95,32 +97,60 @@ impl Jinja {
             .get_template(NAME)
             .map_err(|error| Failure::from(&error))?;
         template
-            .render_captured_to(self.variables(messages), &mut out)
+            .render_captured_to(self.variables(chat), &mut out)
             .map_err(|error| Failure::from(&error))?;
         String::from_utf8(out.bytes).map_err(|error| Failure::Failed(error.to_string()))
     }
 
     /// The names that a template may ask for. There is a `tools` of none where there are no tools; a model without a
     /// begin-of-sequence token has no `bos_token` at all.
-    fn variables(&self, messages: &[Message]) -> Value {
+    fn variables(&self, chat: &Chat) -> Value {
         let special = [("bos_token", &self.bos), ("eos_token", &self.eos)];
         let special = special
             .into_iter()
             .filter_map(|(name, text)| Some((name, Value::from(text.as_deref()?))));
-        let messages = messages.iter().map(|message| {
-            Value::from_pairs([
-                ("role", role(message.role)),
-                ("content", message.content.as_str()),
-            ])
+        let tools = chat.tools.iter().map(|tool| {
+            Value::from_pairs([("type", "function".into()), ("function", function(tool))])
         });
+        let tools = match chat.tools.as_slice() {
+            [] => Value::from(()),
+            _ => tools.collect(),
+        };
         let fixed = [
-            ("messages", messages.collect::<Value>()),
+            ("messages", chat.turns.iter().map(message).collect()),
             ("add_generation_prompt", true.into()),
-            ("tools", Value::from(())),
+            ("tools", tools),
             ("documents", Value::from(())),
         ];
         Value::from_pairs(fixed.into_iter().chain(special))
     }
+}
+
+/// A message with the keys that it has in the publishers' own library: templates ask whether there are any others.
+fn message(turn: &Turn) -> Value {
+    let mut pairs: Vec<(&str, Value)> = vec![
+        ("role", role(turn.role).into()),
+        ("content", turn.content.as_str().into()),
+    ];
+    if !turn.calls.is_empty() {
+        let calls = turn.calls.iter().map(|call| {
+            let function = Value::from_pairs([
+                ("name", call.name.as_str().into()),
+                ("arguments", value(&call.arguments)),
+            ]);
+            Value::from_pairs([
+                ("id", call.id.as_str().into()),
+                ("type", "function".into()),
+                ("function", function),
+            ])
+        });
+        pairs.push(("tool_calls", calls.collect()));
+    }
+    let of_call = [("name", &turn.tool), ("tool_call_id", &turn.call_id)];
+    for (key, text) in of_call {
+        pairs.extend(text.as_deref().map(|text| (key, text.into())));
+    }
+    Value::from_pairs(pairs)
 }
 
 fn role(role: Role) -> &'static str {

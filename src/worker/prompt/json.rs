@@ -1,6 +1,7 @@
 //! `tojson` as the publishers' library has it: Python's `json.dumps`, whose output models were trained on. Jinja's own
 //! filter escapes for HTML, and minijinja's too.
 
+use super::{MARKERS, PromptError};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use std::fmt::Write;
@@ -38,6 +39,42 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     Ok(writer.out)
 }
 
+/// What `tojson` without options makes of a value.
+pub(super) fn dumps(value: &Value) -> Result<String, PromptError> {
+    let mut writer = Writer {
+        out: String::new(),
+        ascii: false,
+        sort_keys: false,
+        indent: None,
+        between: ", ".into(),
+        after_key: ": ".into(),
+    };
+    writer
+        .value(value, 0)
+        .map_err(|error| PromptError::Template(error.to_string()))?;
+    Ok(writer.out)
+}
+
+/// A JSON value as templates take it.
+pub(super) fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(bool) => (*bool).into(),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (_, Some(number)) => number.into(),
+            // All others are finite 64-bit floats.
+            _ => number.as_f64().unwrap_or_default().into(),
+        },
+        Json::String(text) => text.as_str().into(),
+        Json::Array(items) => items.iter().map(value).collect(),
+        Json::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), value(item))))
+        }
+    }
+}
+
 struct Writer {
     out: String,
     ascii: bool,
@@ -57,7 +94,10 @@ impl Writer {
             ValueKind::Bool => self
                 .out
                 .push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Number => match f64::try_from(value.clone()) {
+                Ok(float) if !value.is_integer() => self.float(float),
+                _ => self.out.push_str(&value.to_string()),
+            },
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 self.out.push('[');
@@ -124,6 +164,24 @@ impl Writer {
         Ok(())
     }
 
+    /// The shortest digits that give the number again, with an exponent where Python writes one: below 10⁻⁴ and from 10¹⁶.
+    fn float(&mut self, float: f64) {
+        if !float.is_finite() {
+            let name = if float.is_nan() { "NaN" } else { "Infinity" };
+            self.out.push_str(if float < 0.0 { "-" } else { "" });
+            return self.out.push_str(name);
+        }
+        let scientific = format!("{float:e}");
+        let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+        let exponent: i32 = exponent.parse().unwrap_or_default();
+        // Writing to a string can't fail.
+        let _ = if float == 0.0 || (-4..16).contains(&exponent) {
+            write!(self.out, "{float:?}")
+        } else {
+            write!(self.out, "{digits}e{exponent:+03}")
+        };
+    }
+
     fn string(&mut self, text: &str) {
         self.out.push('"');
         for char in text.chars() {
@@ -135,7 +193,10 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                char if char < ' ' || (self.ascii && !char.is_ascii()) => {
+                // A marker that is escaped could not be taken out again.
+                char if char < ' '
+                    || (self.ascii && !char.is_ascii() && !MARKERS.contains(&char)) =>
+                {
                     for unit in char.encode_utf16(&mut [0; 2]) {
                         // Writing to a string can't fail.
                         let _ = write!(self.out, "\\u{unit:04x}");

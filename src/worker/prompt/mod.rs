@@ -4,22 +4,31 @@
 //! beside the engine thread, so everything here is read-only after loading. It must never let text that a client wrote
 //! become a control token, and never spend more than a bounded time or memory on a template or a prompt.
 //!
+//! - `chat` has the messages and tools as a template takes them, and brings them into forms for templates that take less.
+//! - `describe` tells models of tools whose template knows none.
+//! - `knows` finds out what a template takes.
 //! - `jinja` is the environment that the publishers write their templates for.
 //! - `control` tells a template's control texts from the same letters in a message.
 //! - `fallback` has the formats for models without a template that works.
 
+mod chat;
 mod control;
+mod describe;
 mod fallback;
 mod jinja;
 mod json;
+mod knows;
 mod strftime;
 
 use crate::engine::{Message, Prompt, Role, Token, Tools};
 use crate::worker::decoder::Vocab;
 use crate::worker::text::Think;
+use crate::worker::tools::Syntax;
+use chat::{Chat, Turn};
 use control::ControlTexts;
 use fallback::Fallback;
 use jinja::{Failure, Jinja};
+use knows::Knows;
 use std::borrow::Cow;
 
 /// Opens a model's reasoning.
@@ -86,6 +95,7 @@ impl Rendered {
 pub struct Template {
     jinja: Jinja,
     source: &'static str,
+    knows: Knows,
     thinks: bool,
     opens_thinking: bool,
     extra_stops: Vec<String>,
@@ -105,6 +115,7 @@ impl Template {
             match compile(source, vocab) {
                 Ok(jinja) => {
                     let template = Self {
+                        knows: Knows::learn(&jinja),
                         jinja,
                         source: name,
                         thinks: source.contains(THINK_END),
@@ -122,9 +133,11 @@ impl Template {
 
     fn fallback(vocab: &dyn Vocab, controls: ControlTexts) -> Self {
         let fallback = Fallback::choose(vocab.control_texts());
+        let jinja = Jinja::compile(fallback.template, vocab.bos(), vocab.eos())
+            .expect("our own templates compile: a test compiles them all");
         Self {
-            jinja: Jinja::compile(fallback.template, vocab.bos(), vocab.eos())
-                .expect("our own templates compile: a test compiles them all"),
+            knows: Knows::learn(&jinja),
+            jinja,
             source: fallback.name,
             thinks: false,
             opens_thinking: false,
@@ -143,7 +156,20 @@ impl Template {
         self.thinks
     }
 
+    /// Whether the template knows tools; where it does not, they are described in the system message.
+    pub fn knows_tools(&self) -> bool {
+        self.knows.tools.is_some()
+    }
+
+    /// How the model writes calls.
+    pub fn syntax(&self) -> Syntax {
+        self.knows.tools.unwrap_or_default()
+    }
+
     /// Renders a chat up to the point where the model speaks.
+    ///
+    /// A template that has no system role, or knows no tools, gets the chat in a form that it takes. One that refuses it
+    /// gets it once more with user and assistant in turns.
     ///
     /// Control texts in a message are broken up by a marker, so that the template's own can be told from them. Text could
     /// also become a control text by joining what is around it: a template may cut a part out of a message, or put a
@@ -155,25 +181,42 @@ impl Template {
         messages: &[Message],
         tools: Option<&Tools>,
     ) -> Result<Rendered, PromptError> {
-        let _ = tools;
         if messages.is_empty() {
             return Err(PromptError::Empty);
         }
-        let render = |messages: &[Message]| self.jinja.render(messages).map_err(PromptError::from);
-        if !messages
-            .iter()
-            .any(|message| self.controls.touches(&message.content))
-        {
-            return Ok(self.rendered(render(messages)?, None));
+        let chat = Chat::new(messages, tools)?;
+        if !chat.any(|text| self.controls.touches(text)) {
+            return Ok(self.rendered(self.render_chat(chat)?, None));
         }
-        let marker = free_marker(messages)?;
-        let plain = render(&edit(messages, |text| self.controls.break_up(text, marker)))?;
-        let laced = render(&edit(messages, |text| self.controls.lace(text, marker)))?;
+        let marker = free_marker(&chat)?;
+        let plain = self.render_chat(chat.map(|text| self.controls.break_up(text, marker)))?;
+        let laced = self.render_chat(chat.map(|text| self.controls.lace(text, marker)))?;
         let same = self
             .controls
             .found(&plain, marker)
             .eq(self.controls.found(&laced, marker));
         Ok(self.rendered(if same { plain } else { laced }, Some(marker)))
+    }
+
+    fn render_chat(&self, mut chat: Chat) -> Result<String, PromptError> {
+        if !self.knows_tools() {
+            chat = chat.described()?;
+        }
+        if !self.knows.system {
+            chat = chat.without_system(false);
+        }
+        match self.jinja.render(&chat) {
+            Err(Failure::Refused(reason)) => {
+                let in_turns = chat.clone().in_turns();
+                let refused = Failure::Refused(reason);
+                if in_turns == chat {
+                    return Err(refused.into());
+                }
+                // What they sent was refused for the first reason.
+                self.jinja.render(&in_turns).map_err(|_| refused.into())
+            }
+            result => Ok(result?),
+        }
     }
 
     fn rendered(&self, text: String, marker: Option<char>) -> Rendered {
@@ -204,11 +247,10 @@ impl Template {
                 // Every message costs a token at least. A template may leave some text out, but not nearly all of it, so
                 // text that is too long by far need not be copied and rendered first.
                 check_length(messages.len(), limit)?;
-                self.check_bytes(
-                    vocab,
-                    messages.iter().map(|message| message.content.len()).sum(),
-                    limit,
-                )?;
+                let calls = messages.iter().flat_map(|message| &message.tool_calls);
+                let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+                let in_calls: usize = calls.map(|call| call.arguments.len()).sum();
+                self.check_bytes(vocab, bytes + in_calls, limit)?;
                 let rendered = self.render(messages, tools)?;
                 Prepared {
                     tokens: self.tokenize(vocab, &rendered, limit)?,
@@ -289,8 +331,8 @@ impl From<Failure> for PromptError {
 fn compile(source: &str, vocab: &dyn Vocab) -> Result<Jinja, String> {
     let jinja = Jinja::compile(source, vocab.bos(), vocab.eos())
         .map_err(|error| format!("the model's chat template does not compile: {error}"))?;
-    let probe = Message::new(Role::User, PROBE);
-    match jinja.render(&[probe]) {
+    let probe = Chat::of(vec![Turn::new(Role::User, PROBE)]);
+    match jinja.render(&probe) {
         Ok(text) if text.contains(PROBE) => Ok(jinja),
         Ok(_) => Err("the model's chat template leaves a message's text out".into()),
         // It may want a system message first, say; whoever asks is told.
@@ -321,25 +363,11 @@ fn check_length(tokens: usize, limit: u32) -> Result<(), PromptError> {
     Ok(())
 }
 
-fn edit(messages: &[Message], change: impl Fn(&str) -> String) -> Vec<Message> {
-    messages
-        .iter()
-        .map(|message| Message {
-            content: change(&message.content),
-            ..message.clone()
-        })
-        .collect()
-}
-
-/// A character that no message has.
-fn free_marker(messages: &[Message]) -> Result<char, PromptError> {
+/// A character that no text of the chat has.
+fn free_marker(chat: &Chat) -> Result<char, PromptError> {
     MARKERS
         .into_iter()
-        .find(|&marker| {
-            !messages
-                .iter()
-                .any(|message| message.content.contains(marker))
-        })
+        .find(|&marker| !chat.any(|text| text.contains(marker)))
         .ok_or_else(|| {
             PromptError::Template("the messages use up all of Unicode's noncharacters".into())
         })

@@ -1,9 +1,9 @@
-//! The repeat, frequency and presence penalties: what the latest tokens do to their logits.
+//! The repeat, frequency and presence penalties: what the latest tokens do to their logits. And biases, which come before them.
 
 use crate::engine::{Sampling, Token};
 use std::collections::VecDeque;
 
-/// The latest tokens, how often each occurs, and what that costs it.
+/// The latest tokens, how often each occurs, and what that costs it; and the biases of single tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Penalties {
     repeat: f32,
@@ -13,7 +13,7 @@ pub(super) struct Penalties {
     window: usize,
     /// The latest tokens, oldest first.
     latest: VecDeque<u32>,
-    /// The distinct ones, in order of id: the scan over the logits meets them in this order.
+    /// The distinct ones and those with a bias, in order of id: the scan over the logits meets them in this order.
     counts: Vec<Count>,
 }
 
@@ -21,6 +21,7 @@ pub(super) struct Penalties {
 struct Count {
     id: u32,
     times: u32,
+    bias: f32,
 }
 
 impl Penalties {
@@ -31,6 +32,7 @@ impl Penalties {
             frequency_penalty: frequency,
             presence_penalty: presence,
             repeat_last_n,
+            ref logit_bias,
             ..
         } = *sampling;
         let window = if (repeat, frequency, presence) == neutral {
@@ -39,21 +41,21 @@ impl Penalties {
             repeat_last_n as usize
         };
         let tail = &prompt_tokens[prompt_tokens.len().saturating_sub(window)..];
-        let latest: VecDeque<u32> = tail.iter().map(|token| token.0).collect();
-        let mut ids: Vec<u32> = latest.iter().copied().collect();
-        ids.sort_unstable();
-        let counts = ids.chunk_by(|a, b| a == b).map(|same| Count {
-            id: same[0],
-            times: u32::try_from(same.len()).unwrap_or(u32::MAX),
-        });
-        Self {
+        let mut penalties = Self {
             repeat,
             frequency,
             presence,
             window,
-            latest,
-            counts: counts.collect(),
+            latest: VecDeque::new(),
+            counts: Vec::new(),
+        };
+        for (token, bias) in logit_bias {
+            penalties.count(token.0).bias = *bias;
         }
+        for token in tail {
+            penalties.accept(*token);
+        }
+        penalties
     }
 
     /// Notes the latest token and forgets the one that drops out of the window.
@@ -67,39 +69,51 @@ impl Penalties {
             self.forget(oldest);
         }
         self.latest.push_back(token.0);
-        match self.counts.binary_search_by_key(&token.0, |count| count.id) {
-            Ok(at) => self.counts[at].times += 1,
-            Err(at) => self.counts.insert(
-                at,
-                Count {
-                    id: token.0,
-                    times: 1,
-                },
-            ),
-        }
+        self.count(token.0).times += 1;
     }
 
     fn forget(&mut self, id: u32) {
-        if let Ok(at) = self.counts.binary_search_by_key(&id, |count| count.id) {
-            self.counts[at].times -= 1;
-            if self.counts[at].times == 0 {
-                self.counts.remove(at);
-            }
+        let count = self.count(id);
+        count.times = count.times.saturating_sub(1);
+        if count.times == 0 && count.bias == 0.0 {
+            self.counts.retain(|count| count.id != id);
         }
     }
 
-    /// The recent tokens' indices and penalised logits, in order of id.
+    /// The entry of a token, made if there is none.
+    fn count(&mut self, id: u32) -> &mut Count {
+        let at = match self.counts.binary_search_by_key(&id, |count| count.id) {
+            Ok(at) => at,
+            Err(at) => {
+                let none = Count {
+                    id,
+                    times: 0,
+                    bias: 0.0,
+                };
+                self.counts.insert(at, none);
+                at
+            }
+        };
+        &mut self.counts[at]
+    }
+
+    /// The indices of recent and biased tokens and what their logits become, in order of id.
     pub(super) fn adjusted<'a>(
         &'a self,
         logits: &'a [f32],
     ) -> impl Iterator<Item = (usize, f32)> + 'a {
         self.counts.iter().filter_map(|count| {
             let index = count.id as usize;
-            Some((index, self.adjust(*logits.get(index)?, count.times)))
+            Some((index, self.adjust(*logits.get(index)?, *count)))
         })
     }
 
-    fn adjust(&self, logit: f32, times: u32) -> f32 {
+    fn adjust(&self, logit: f32, Count { times, bias, .. }: Count) -> f32 {
+        let logit = logit + bias;
+        // What is forbidden stays so, whatever the penalties are.
+        if times == 0 || logit == f32::NEG_INFINITY {
+            return logit;
+        }
         let logit = if logit > 0.0 {
             logit / self.repeat
         } else {

@@ -4,7 +4,7 @@ use super::post;
 use crate::support::client::{Connection, ask};
 use crate::support::scripted_worker::{LoadScript, accepted, text};
 use crate::support::{Server, until};
-use pocket_llm::http::ApiKey;
+use pocket_llm::http::{ApiKey, Keys};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -130,7 +130,7 @@ async fn every_path_under_v1_has_the_shape() {
 #[tokio::test]
 async fn limits_and_keys_have_the_shape() {
     let server = Server::with(|options| {
-        options.settings.keys = vec![ApiKey::new("key".into())];
+        options.settings.keys = Keys::new(&[ApiKey::new("key".into())], None).unwrap();
         options.settings.body_limit = 1000;
         options.places = 1;
     })
