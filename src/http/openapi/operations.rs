@@ -182,18 +182,18 @@ impl Operation {
 
     /// Statuses of errors.
     pub(super) fn errors(&self) -> Vec<u16> {
-        // Of keys, of who asks from where, of the router, and of our own faults.
-        let mut errors = vec![401, 403, 405, 500];
+        // Of the header `Host`, of keys, of who asks from where, of the router, and of our own faults.
+        let mut errors = vec![400, 401, 403, 405, 500];
+        if self.is_free {
+            errors = vec![405];
+        }
         errors.extend_from_slice(match self.uses {
             Uses::Nothing => &[],
-            Uses::Disk => &[400, 404, 501],
-            Uses::Downloads => &[400, 404, 408, 413, 429, 501],
-            Uses::Model => &[400, 404, 408, 413, 422, 429, 502, 503, 504],
+            Uses::Disk => &[404, 501],
+            Uses::Downloads => &[404, 408, 413, 429, 501],
+            Uses::Model => &[404, 408, 413, 422, 429, 502, 503, 504],
             Uses::Absent => &[501],
         });
-        if self.is_free {
-            errors.retain(|status| *status != 401);
-        }
         errors.sort_unstable();
         errors
     }
