@@ -156,25 +156,6 @@ impl EngineHandle {
     }
 
     fn hand_in(&self, work: Work) -> Result<Generation, EngineError> {
-        self.hand_in(Work::Generate(Box::new(request)))
-    }
-
-    /// Asks the model something that needs no sampling. It takes a place as a request does.
-    pub async fn ask(&self, question: Question) -> Result<Answer, EngineError> {
-        let mut asked = self.hand_in(Work::Ask(Box::new(question)))?;
-        loop {
-            match asked.next().await {
-                Some(Event::Answered(answer)) => return Ok(answer),
-                Some(Event::Failed(error)) => return Err(error),
-                Some(Event::Finished(_)) | None => {
-                    return Err(EngineError::Internal("a question had no answer".into()));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn hand_in(&self, work: Work) -> Result<Generation, EngineError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Acquire) {
             return Err(EngineError::ShuttingDown);

@@ -8,7 +8,6 @@ pub mod wire;
 
 mod connection;
 mod formats;
-mod formats;
 mod handle;
 mod launch;
 mod questions;
@@ -18,10 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 pub use formats::{Format, Tool, ToolCall, ToolChoice, Tools};
-pub use formats::{Format, Tool, ToolCall, ToolChoice, Tools};
 pub use handle::{EngineHandle, EngineOptions, EngineState, Generation, Load};
 pub use launch::{Launch, Launched};
-pub use questions::{Answer, Embedded, Pooling, Question, Work};
 pub use questions::{Answer, Embedded, Pooling, Question, Work};
 
 /// A token id of the model's vocabulary.
@@ -100,9 +97,6 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Subtracted once from the logits of recent tokens; 0 is off.
     pub presence_penalty: f32,
-    /// Added to the logits of single tokens before everything else; −100 forbids in practice, 100 forces.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub logit_bias: Vec<(Token, f32)>,
     /// Added to the logits of single tokens before everything else; −100 forbids in practice, 100 forces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logit_bias: Vec<(Token, f32)>,
@@ -246,22 +240,10 @@ pub enum Event {
     },
     /// The answer to a [`Question`]; nothing else comes before or after it.
     Answered(Answer),
-    /// The answer to a [`Question`]; nothing else comes before or after it.
-    Answered(Answer),
     /// The end of an answer.
     Finished(Outcome),
     /// The end without an answer, or in the middle of one.
     Failed(EngineError),
-}
-
-impl Event {
-    /// Whether nothing comes after it.
-    pub fn is_last(&self) -> bool {
-        matches!(
-            self,
-            Self::Finished(_) | Self::Answered(_) | Self::Failed(_)
-        )
-    }
 }
 
 impl Event {
@@ -424,15 +406,6 @@ pub struct ModelInfo {
     pub template: String,
     /// Whether the template marks reasoning (`<think>`).
     pub thinks: bool,
-    /// Whether the template knows tools; where it does not, they are described in the system message.
-    #[serde(default)]
-    pub template_knows_tools: bool,
-    /// Numbers of an embedding.
-    #[serde(default)]
-    pub embedding_width: u32,
-    /// How a text's embedding is made of those of its tokens.
-    #[serde(default)]
-    pub pooling: Pooling,
     /// Whether the template knows tools; where it does not, they are described in the system message.
     #[serde(default)]
     pub template_knows_tools: bool,

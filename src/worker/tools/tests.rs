@@ -294,7 +294,7 @@ proptest! {
 fn lark(plan: &ToolPlan) -> &str {
     match &plan.form {
         Form::Calls { grammar, .. } => grammar,
-        other @ Form::Asked(_) => panic!("{other:?}"),
+        other@Form::Asked(_) => panic!("{other:?}"),
     }
 }
 
