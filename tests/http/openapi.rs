@@ -189,7 +189,7 @@ fn values() -> impl Strategy<Value = Value> {
 fn changed(body: &Value, schema: &Value, runner: &mut TestRunner) -> Value {
     let names: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
     let mut changed = body.clone();
-    for _ in 0..=pick(3, runner) {
+    for _ in 0..=pick(2, runner) {
         let name = names[pick(names.len(), runner)];
         if pick(8, runner) == 0 {
             changed.as_object_mut().unwrap().remove(name);
@@ -246,5 +246,5 @@ async fn whatever_is_sent_the_answer_is_one_of_those_promised() {
         }
     }
     // Both happened often enough to mean something.
-    assert!(answered > 100 && refused > 100, "{answered} {refused}");
+    assert!(answered > 50 && refused > 50, "{answered} {refused}");
 }
