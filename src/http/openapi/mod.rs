@@ -47,6 +47,7 @@ fn document() -> Value {
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "needed if the server was started with keys"}},
             "schemas": {"Error": openai::error(), "PhoneError": phone::error()},
+            "responses": errors(),
         },
     })
 }
@@ -75,6 +76,10 @@ fn operation(endpoint: &Endpoint) -> Value {
             "content": {JSON: {"schema": schema}},
         });
     }
+    if !endpoint.exists {
+        // The phone API has it, this server never will.
+        operation["deprecated"] = true.into();
+    }
     if described.is_free {
         operation["security"] = json!([]);
     }
@@ -89,19 +94,36 @@ fn responses(endpoint: &Endpoint, described: &Operation) -> Value {
             .or_insert_with(|| json!({"description": "the answer", "content": {}}));
         response["content"][*kind] = json!({"schema": schema});
     }
-    let name = if speaks(endpoint.path) {
-        "Error"
-    } else {
-        "PhoneError"
-    };
-    let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+    let name = error_name(speaks(endpoint.path));
     for status in described.errors() {
-        let response = responses
-            .entry(status.to_string())
-            .or_insert_with(|| error(status, &schema));
-        response["content"][JSON] = json!({"schema": schema});
+        let shared = json!({"$ref": format!("#/components/responses/{name}{status}")});
+        let both = |mut response: Value| {
+            response["content"][JSON] =
+                json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
+            response
+        };
+        // A status that an answer has too is described there.
+        let response = responses.remove(&status.to_string()).map_or(shared, both);
+        responses.insert(status.to_string(), response);
     }
     responses.into()
+}
+
+fn error_name(is_openai: bool) -> &'static str {
+    if is_openai { "Error" } else { "PhoneError" }
+}
+
+/// What errors look like, by API and status.
+fn errors() -> Value {
+    let mut errors = Map::new();
+    for name in [error_name(true), error_name(false)] {
+        let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+        for code in Code::ALL {
+            let status = code.status().as_u16();
+            errors.insert(format!("{name}{status}"), error(status, &schema));
+        }
+    }
+    errors.into()
 }
 
 fn error(status: u16, schema: &Value) -> Value {

@@ -24,6 +24,23 @@ pub(super) fn alternatives_need_logprobs() -> Value {
     })
 }
 
+/// A rule of chats: a call that must be made needs something to call. (That a named tool is one of those given can't be said.)
+pub(super) fn choices_need_tools() -> Value {
+    let must = json!({"anyOf": [{"const": "required"}, {"type": "object"}]});
+    json!({
+        "if": {"properties": {"tool_choice": must}, "required": ["tool_choice"]},
+        "then": {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+    })
+}
+
+/// A rule of completions: no tokens are something to ask for with `echo` only.
+pub(super) fn nothing_needs_echo() -> Value {
+    json!({
+        "if": {"properties": {"max_tokens": {"const": 0}}, "required": ["max_tokens"]},
+        "then": {"properties": {"echo": {"const": true}}, "required": ["echo"]},
+    })
+}
+
 fn usage() -> Value {
     record(
         [

@@ -43,7 +43,7 @@ impl Operation {
             ("POST", phone::text::PATH) => Self::streamed(
                 with(
                     table(&[phone::text::FIELDS]),
-                    &phone_shapes::says_something(),
+                    [phone_shapes::says_something()],
                 ),
                 phone_shapes::answer(),
                 &[SSE, "application/x-ndjson", PLAIN],
@@ -100,19 +100,30 @@ impl Operation {
             openai::chat::PATH => Self::streamed(
                 with(
                     table(openai::chat::TABLE),
-                    &shapes::alternatives_need_logprobs(),
+                    [
+                        shapes::alternatives_need_logprobs(),
+                        shapes::choices_need_tools(),
+                    ],
                 ),
                 shapes::chat(),
                 &[SSE],
             ),
             openai::completions::PATH => Self::streamed(
-                table(openai::completions::TABLE),
+                with(
+                    table(openai::completions::TABLE),
+                    [shapes::nothing_needs_echo()],
+                ),
                 shapes::completion(),
                 &[SSE],
             ),
-            openai::responses::PATH => {
-                Self::streamed(table(openai::responses::TABLE), shapes::response(), &[SSE])
-            }
+            openai::responses::PATH => Self::streamed(
+                with(
+                    table(openai::responses::TABLE),
+                    [shapes::choices_need_tools()],
+                ),
+                shapes::response(),
+                &[SSE],
+            ),
             openai::embeddings::PATH => {
                 asks(shapes::embeddings(), table(openai::embeddings::TABLE))
             }
@@ -125,7 +136,10 @@ impl Operation {
             ),
             _ => asks(
                 shapes::one_text("prompt"),
-                table(openai::tokens::APPLY_TEMPLATE_TABLE),
+                with(
+                    table(openai::tokens::APPLY_TEMPLATE_TABLE),
+                    [shapes::choices_need_tools()],
+                ),
             ),
         }
     }
@@ -168,18 +182,18 @@ impl Operation {
 
     /// Statuses of errors.
     pub(super) fn errors(&self) -> Vec<u16> {
-        // Of keys, of who asks from where, of the router, and of our own faults.
-        let mut errors = vec![401, 403, 405, 500];
+        // Of the header `Host`, of keys, of who asks from where, of the router, and of our own faults.
+        let mut errors = vec![400, 401, 403, 405, 500];
+        if self.is_free {
+            errors = vec![405];
+        }
         errors.extend_from_slice(match self.uses {
             Uses::Nothing => &[],
-            Uses::Disk => &[400, 404, 501],
-            Uses::Downloads => &[400, 404, 408, 413, 429, 501],
-            Uses::Model => &[400, 404, 408, 413, 422, 429, 502, 503, 504],
+            Uses::Disk => &[404, 501],
+            Uses::Downloads => &[404, 408, 413, 429, 501],
+            Uses::Model => &[404, 408, 413, 422, 429, 502, 503, 504],
             Uses::Absent => &[501],
         });
-        if self.is_free {
-            errors.retain(|status| *status != 401);
-        }
         errors.sort_unstable();
         errors
     }
@@ -193,10 +207,8 @@ fn fields(fields: &[Field]) -> Value {
     schema::object(fields.iter())
 }
 
-/// A schema with a rule between its fields.
-fn with(mut schema: Value, rule: &Value) -> Value {
-    for (name, value) in rule.as_object().into_iter().flatten() {
-        schema[name] = value.clone();
-    }
+/// A schema with rules between its fields.
+fn with<const N: usize>(mut schema: Value, rules: [Value; N]) -> Value {
+    schema["allOf"] = rules.into_iter().collect();
     schema
 }

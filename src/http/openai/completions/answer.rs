@@ -18,6 +18,7 @@ pub(super) struct Frame {
     model: String,
     pub(super) n: usize,
     pub(super) logprobs: Option<u32>,
+    echo: bool,
 }
 
 /// The one object of an answer, or one of a stream.
@@ -69,6 +70,7 @@ impl Frame {
             model: model.to_owned(),
             n: asked.common.n,
             logprobs: asked.logprobs,
+            echo: asked.echo,
         }
     }
 
@@ -135,7 +137,7 @@ impl LegacyLogprobs {
         };
         for token in logprobs {
             // An echoed prompt's first token has nothing before it.
-            let known = position.tokens > 0 || !token.top.is_empty() || token.chosen.logprob != 0.0;
+            let known = position.tokens > 0 || !frame.echo;
             legacy.tokens.push(shown(&token.chosen.bytes));
             legacy
                 .token_logprobs

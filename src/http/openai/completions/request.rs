@@ -31,7 +31,7 @@ pub(super) struct CompletionRequest {
     pub(super) logprobs: Option<u32>,
     prompts: Vec<Prompt>,
     max_tokens: u32,
-    echo: bool,
+    pub(super) echo: bool,
     format: Option<Format>,
 }
 

@@ -3,6 +3,7 @@
 //! One item is open at a time: reasoning, then the message, then the calls. An answer that is not streamed goes the same way,
 //! with nobody listening.
 
+use super::item::{Item, Kind};
 use super::request::Echo;
 use crate::engine::wire::BUILD;
 use crate::engine::{Event, FinishReason, Outcome, Request, Usage};
@@ -34,21 +35,6 @@ pub(super) struct Building {
 enum End {
     Finished(Outcome),
     Failed(String),
-}
-
-/// One item of the output.
-struct Item {
-    id: String,
-    kind: Kind,
-    /// What was said, thought, or given to a tool.
-    text: String,
-    status: &'static str,
-}
-
-enum Kind {
-    Reasoning,
-    Message,
-    Call { call_id: String, name: String },
 }
 
 impl Building {
@@ -291,64 +277,4 @@ impl Building {
 /// A number with the digits that it was asked with: 0.95, not 0.949999988079071.
 fn short(number: f32) -> Value {
     serde_json::from_str(&number.to_string()).unwrap_or_else(|_| number.into())
-}
-
-impl Kind {
-    fn prefix(&self) -> &'static str {
-        match self {
-            Self::Reasoning => "rs_",
-            Self::Message => "msg_",
-            Self::Call { .. } => "fc_",
-        }
-    }
-}
-
-impl Item {
-    fn is_open(&self) -> bool {
-        self.status == "in_progress"
-    }
-
-    fn goes_on(&self, kind: &Kind) -> bool {
-        let same = matches!(
-            (&self.kind, kind),
-            (Kind::Reasoning, Kind::Reasoning) | (Kind::Message, Kind::Message)
-        );
-        same && self.is_open()
-    }
-
-    fn part(&self) -> Option<Value> {
-        match self.kind {
-            Kind::Reasoning => Some(json!({"type": "reasoning_text", "text": self.text})),
-            Kind::Message => Some(json!({
-                "type": "output_text", "text": self.text, "annotations": [], "logprobs": [],
-            })),
-            Kind::Call { .. } => None,
-        }
-    }
-
-    /// Before it has any part.
-    fn begun(&self) -> Value {
-        let mut begun = self.whole();
-        if let Some(content) = begun.get_mut("content") {
-            *content = json!([]);
-        }
-        begun
-    }
-
-    fn whole(&self) -> Value {
-        let (id, status) = (&self.id, self.status);
-        let content: Vec<Value> = self.part().into_iter().collect();
-        match &self.kind {
-            Kind::Reasoning => json!({
-                "id": id, "type": "reasoning", "status": status, "summary": [], "content": content,
-            }),
-            Kind::Message => json!({
-                "id": id, "type": "message", "status": status, "role": "assistant", "content": content,
-            }),
-            Kind::Call { call_id, name } => json!({
-                "id": id, "type": "function_call", "status": status, "call_id": call_id, "name": name,
-                "arguments": self.text,
-            }),
-        }
-    }
 }

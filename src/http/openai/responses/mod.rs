@@ -3,6 +3,7 @@
 //! Nothing is stored: each request brings the whole conversation.
 
 mod building;
+mod item;
 mod request;
 
 use super::sse::{Out, Script};
