@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+#[cfg(feature = "llama")]
+#[path = "support/models.rs"]
+mod models;
 #[path = "support/schemas.rs"]
 mod schemas;
 #[path = "support/scripted.rs"]
@@ -310,8 +313,134 @@ async fn a_cancelled_request_is_not_compiled_for_nobody() {
     for seed in 0..8 {
         drop(engine.submit(noise(Format::JsonObject, seed)).unwrap());
     }
-    scripted::until("nothing is left", || engine.load().running == 0).await;
+    scripted::until("nothing is left", || engine.in_flight() == 0).await;
     let told = ask(&engine, noise(Format::Regex("[a-c]{3}".into()), 9)).await;
     assert_eq!(told.text.len(), 3);
     engine.shutdown().await;
+}
+
+/// The same with a real model and its vocabulary.
+#[cfg(feature = "llama")]
+mod real {
+    use super::*;
+    use pocket_llm::engine::{
+        EngineOptions, EngineState, Launch, Message, Prompt, Role, WorkerConfig,
+    };
+    use std::time::Duration;
+
+    async fn start() -> EngineHandle {
+        let engine = EngineHandle::start(EngineOptions {
+            config: WorkerConfig {
+                model: models::test_model("SmolLM2-135M-Instruct.Q4_1.gguf"),
+                ctx_size: Some(4 * 512),
+                parallel: 4,
+                threads: 1,
+                threads_batch: 1,
+                batch_size: 128,
+                step_ms: 300,
+                places: 64,
+                chat_template: None,
+            },
+            launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
+            stall: Duration::from_mins(2),
+            load_stall: Duration::from_mins(2),
+            restart_pause: Duration::from_millis(500),
+        });
+        let engine = engine.unwrap();
+        let state = engine.loaded().await;
+        assert!(matches!(state, EngineState::Ready(_)), "{state:?}");
+        engine
+    }
+
+    fn chat(format: Format, temperature: f32, seed: u64) -> Request {
+        let words = "Answer in JSON: who are you, and what do you like?";
+        Request {
+            sampling: Sampling {
+                temperature,
+                seed,
+                ..Sampling::GREEDY
+            },
+            max_tokens: Some(96),
+            format: Some(format),
+            ..Request::new(
+                "test",
+                Prompt::Messages(vec![Message::new(Role::User, words)]),
+            )
+        }
+    }
+
+    async fn told(engine: &EngineHandle, request: Request) -> Told {
+        let mut generation = engine.submit(request).unwrap();
+        let mut told = Told {
+            text: String::new(),
+            events: Vec::new(),
+        };
+        // Its steps are slow where others compute: no time limit but the test runner's.
+        while let Some(event) = generation.next().await {
+            if let Event::Text { text, .. } = &event {
+                told.text.push_str(text);
+            }
+            told.events.push(event);
+        }
+        told
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_small_model_answers_forty_schemas_at_any_temperature() {
+        let engine = start().await;
+        let answers: Vec<_> = (0..40)
+            .map(|seed| {
+                let engine = engine.clone();
+                tokio::spawn(async move {
+                    let schema = schema(&mut Random::new(1000 + seed));
+                    let temperature = [0.0, 0.7, 2.0, 5.0][usize::try_from(seed).unwrap() % 4];
+                    let request = chat(Format::JsonSchema(schema.clone()), temperature, seed);
+                    (schema, told(&engine, request).await)
+                })
+            })
+            .collect();
+        let mut finished = 0;
+        for answer in answers {
+            let (schema, told) = answer.await.unwrap();
+            if let Some(answer) = complete(&told) {
+                finished += 1;
+                if let Err(error) = validator(&schema).validate(&answer) {
+                    panic!(
+                        "{error}\n{}\ndoes not validate against\n{schema}",
+                        told.text
+                    );
+                }
+            }
+        }
+        assert!(
+            finished >= 20,
+            "only {finished} of 40 answers were completed"
+        );
+        engine.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_small_model_fills_in_a_form() {
+        let engine = start().await;
+        let schema = json!({
+            "type": "object",
+            "properties": {"capital": {"type": "string", "maxLength": 30}, "country": {"const": "France"}},
+            "required": ["country", "capital"],
+            "additionalProperties": false,
+        });
+        let mut request = chat(Format::JsonSchema(schema), 0.0, 1);
+        request.prompt = Prompt::Messages(vec![Message::new(
+            Role::User,
+            "What is the capital of France?",
+        )]);
+        let told = told(&engine, request).await;
+        let answer = complete(&told).unwrap();
+        assert!(
+            answer["capital"].as_str().unwrap().contains("Paris"),
+            "{told:?}"
+        );
+        // As the schema names them.
+        assert!(told.text.starts_with("{\"capital\":"), "{told:?}");
+        engine.shutdown().await;
+    }
 }

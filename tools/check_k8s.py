@@ -9,8 +9,6 @@ environment variables, paths, metrics, times; what the image does, from Dockerfi
 schemas, hadolint) are Python packages in a venv in the cache; k8s_tools.txt pins them. Each rule is a function that is given an overlay's documents and yields one sentence for each thing that is wrong.
 """
 
-import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -22,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
 
+import pinned
+
 ROOT = Path(__file__).resolve().parent.parent
 OVERLAYS = sorted(path.parent for path in (ROOT / "k8s/overlays").glob("*/kustomization.yaml"))
-CACHE = Path(os.environ.get("POCKET_LLM_CACHE")
-             or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocket-llm")
 PINS = Path(__file__).with_name("k8s_tools.txt")
 # Those that k3s's channels offer.
 VERSIONS = ["1.34", "1.35", "1.36", "1.37"]
@@ -46,18 +44,8 @@ Findings = Iterator[str]
 
 
 def tools() -> Path:
-    """The venv with the tools, made when it is not there; its name follows from the pins, so another set is another venv."""
-    pins = hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]
-    venv = CACHE / "tools" / f"k8s-{pins}"
-    venv.parent.mkdir(parents=True, exist_ok=True)
-    with open(venv.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (venv / "complete").exists():
-            subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-            subprocess.run([venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:",
-                            "--requirement", PINS], check=True)
-            (venv / "complete").touch()
-    return venv
+    """The environment with the tools."""
+    return pinned.venv("k8s", PINS)
 
 
 @dataclass

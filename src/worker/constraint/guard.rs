@@ -50,12 +50,12 @@ impl Guard {
     }
 
     /// Whether a token could go over a bound here.
-    pub(super) fn is_near_a_bound(&self) -> bool {
+    pub(super) fn is_near_a_bound(self) -> bool {
         matches!(self.place, Place::Number { .. }) || self.depth + DEPTH_MARGIN > MOST_DEPTH
     }
 
     /// Whether the bounds can't be widened any more.
-    pub(super) fn is_at_the_end(&self) -> bool {
+    pub(super) fn is_at_the_end(self) -> bool {
         self.depth >= LAST_DEPTH
     }
 
@@ -70,9 +70,8 @@ impl Guard {
                 self.place = Place::Number { digits, most };
                 return digits <= most;
             }
-            (Place::Number { .. }, b'.') => self.begin_number(0, MOST_DIGITS),
             (Place::Number { .. }, b'e' | b'E') => self.begin_number(0, MOST_EXPONENT_DIGITS),
-            (_, b'-') => self.begin_number(0, MOST_DIGITS),
+            (Place::Number { .. }, b'.') | (_, b'-') => self.begin_number(0, MOST_DIGITS),
             (_, b'0'..=b'9') => self.begin_number(1, MOST_DIGITS),
             (_, b'"') => self.place = Place::String,
             (_, b'{' | b'[') => {

@@ -1,7 +1,8 @@
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-
+use super::model::without_anchors;
 use super::*;
-use serde_json::json;
+use crate::engine::Format;
+use crate::worker::decoder::Vocab;
+use serde_json::{Value, json};
 
 /// A vocabulary of these words; the last token is the end, the one before it is another control token.
 struct Words(Vec<Vec<u8>>);
