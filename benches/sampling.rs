@@ -78,5 +78,24 @@ fn sampling(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, sampling);
+/// The second draw of an answer in a form: one token in four may come.
+fn among(criterion: &mut Criterion) {
+    for n_vocab in [262_144_usize, 49_152] {
+        let logits = logits(n_vocab);
+        let mask = vec![0x1111_1111; n_vocab / 32];
+        let mut group = criterion.benchmark_group("among");
+        for (name, sampling) in settings() {
+            let mut sampler = Sampler::new(&sampling, &[]);
+            let mut position = 0;
+            group.bench_function(BenchmarkId::new(name, n_vocab), |bencher| {
+                bencher.iter(|| {
+                    position += 1;
+                    sampler.sample_among(black_box(&logits), position, black_box(&mask))
+                });
+            });
+        }
+    }
+}
+
+criterion_group!(benches, sampling, among);
 criterion_main!(benches);

@@ -9,9 +9,9 @@ import subprocess
 class Server:
     """`pocket-llm serve MODEL ARGS…`; `url` is where it answers."""
 
-    def __init__(self, *args: str):
+    def __init__(self, *args: str, model: str | None = None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("POCKET_LLM_", "OPENAI_"))}
-        command = [os.environ["SERVER"], "serve", os.environ["MODEL"], "--port", "0", *args]
+        command = [os.environ["SERVER"], "serve", model or os.environ["MODEL"], "--port", "0", *args]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+", line)
