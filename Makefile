@@ -59,6 +59,7 @@ test: test-models ## Run all tests, with llama.cpp and without
 	INSTA_UPDATE=no cargo test --release
 	cargo check --release --no-default-features --all-targets
 	$(PYTHON) -m unittest discover --start-directory benches --pattern 'test_*.py'
+	$(PYTHON) tests/clients/run.py --server $(BINARY) --model "$$($(GET) --path '$(SMALL_MODEL)')" --tiny $(POCKET_LLM_TEST_MODELS)/qwen2.5-tiny.gguf
 
 .PHONY: lint
 lint: k8s-check ## Check format, clippy, docs, licences and sources of dependencies, shell scripts, manifests

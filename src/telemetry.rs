@@ -2,10 +2,14 @@
 
 use anyhow::Context;
 use clap::ValueEnum;
-use tracing_subscriber::filter::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// Where llama.cpp's lines come from.
+const LLAMA: &str = "llama-cpp-2";
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,11 +20,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging for the front. `filter` is in the syntax of tracing's `EnvFilter`, such as `info` or
-/// `pocket_llm=debug`.
+/// Starts logging for the front. `filter` is in the syntax of tracing's `Targets`, such as `info` or
+/// `warn,pocket_llm=debug`.
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} can't be used"))?;
+    let filter: Targets = filter
+        .parse()
+        .with_context(|| format!("--log {filter:?} can't be used"))?;
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -41,11 +46,20 @@ pub fn start_worker() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
-        .with_filter(EnvFilter::new("warn,llama-cpp-2=error,pocket_llm=info"));
+        .with_filter(
+            Targets::new()
+                .with_default(Level::WARN)
+                .with_target(LLAMA, Level::ERROR)
+                .with_target("pocket_llm", Level::INFO),
+        );
     let registry = tracing_subscriber::registry().with(lines);
     #[cfg(feature = "llama")]
-    let registry = registry
-        .with(crate::worker::llama::LlamaLog.with_filter(EnvFilter::new("off,llama-cpp-2=debug")));
+    let registry = {
+        let filter = Targets::new()
+            .with_default(LevelFilter::OFF)
+            .with_target(LLAMA, Level::DEBUG);
+        registry.with(crate::worker::llama::LlamaLog.with_filter(filter))
+    };
     registry.try_init()?;
     Ok(())
 }

@@ -22,9 +22,9 @@ class Document(unittest.TestCase):
         server = Server("--ctx-size", "1024", "--parallel", "4", model=os.environ["TINY"])
         try:
             done = subprocess.run(
-                [Path(sys.prefix) / "bin/schemathesis", "run", server.url + "/openapi.json", "--checks", CHECKS, "--seed", "8005",
-                 "--max-examples", os.environ.get("EXAMPLES", "10"), "--phases", "examples,coverage,fuzzing", "--request-timeout", "60",
-                 "--exclude-deprecated", "--generation-database", "none", "--no-color", "--workers", "2"],
+                [Path(sys.prefix) / "bin/schemathesis", "--config-file", Path(__file__).with_name("schemathesis.toml"), "run", server.url + "/openapi.json", "--checks", CHECKS, "--seed", "8005",
+                 "--max-examples", os.environ.get("EXAMPLES", "3"), "--phases", "examples,coverage,fuzzing", "--request-timeout", "60",
+                 "--exclude-deprecated", "--generation-database", "none", "--no-color", "--workers", "1"],
                 capture_output=True, text=True, timeout=1200)
             self.assertEqual(done.returncode, 0, done.stdout[-20_000:] + done.stderr[-5_000:])
             self.assertEqual(httpx.get(server.url + "/health", timeout=30).status_code, 200)

@@ -65,9 +65,7 @@ impl Operation {
             ),
             ("GET", "/ai/models/loading-status") => {
                 let mut operation = Self::json(Uses::Disk, phone_shapes::loading());
-                operation
-                    .answers
-                    .push((200, SSE, json!({"type": "string"})));
+                operation.answers.push((200, SSE, stream_of(SSE)));
                 operation
             }
             ("GET", "/health") => Self::new(
@@ -165,9 +163,7 @@ impl Operation {
     /// Answers with an object, or as it is made.
     fn streamed(request: Value, answer: Value, kinds: &[&'static str]) -> Self {
         let mut operation = Self::json(Uses::Model, answer).takes(request);
-        let streams = kinds
-            .iter()
-            .map(|kind| (200, *kind, json!({"type": "string"})));
+        let streams = kinds.iter().map(|kind| (200, *kind, stream_of(kind)));
         operation.answers.extend(streams);
         operation
     }
@@ -211,4 +207,20 @@ fn fields(fields: &[Field]) -> Value {
 fn with<const N: usize>(mut schema: Value, rules: [Value; N]) -> Value {
     schema["allOf"] = rules.into_iter().collect();
     schema
+}
+
+/// The schema of a stream: of each event, as generators of clients and tests read a document of this version; of the whole text
+/// otherwise.
+fn stream_of(kind: &str) -> Value {
+    if kind != SSE {
+        return json!({"type": "string"});
+    }
+    json!({
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", "description": "JSON, or [DONE] at the end of a stream"},
+        },
+        "required": ["data"],
+    })
 }
