@@ -121,10 +121,7 @@ async fn settings_that_can_not_be_used_end_before_anything_is_bound() {
         (&["--api-key", "key,"], "--api-key: an empty key"),
         (&["--alias", "a,,b"], "--alias \"\""),
         (&["--grace=-1"], "--grace -1 can't be used"),
-        (
-            &["--log", "pocket_llm=loud"],
-            "--log \"pocket_llm=loud\" can't be used",
-        ),
+        (&["--log", "http=loud"], "--log \"http=loud\" can't be used"),
     ];
     let model = test_model(FILE);
     for (flags, expected) in cases {
