@@ -23,11 +23,12 @@ mod schema;
 mod tests;
 
 use crate::engine::{EngineError, Format, Token};
+use crate::worker::text::Think;
 pub use compiler::{Compiler, Job};
 use guard::Guard;
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
-use marker::{Found, Marker};
+use marker::{Found, Marker, Seen};
 pub use model::{Constraints, MOST_FORMAT_BYTES};
 use model::{NOTHING_FITS, plain};
 use serde_json::Value;
@@ -75,6 +76,8 @@ pub struct Plan {
     pub optional: bool,
     /// Whether free text, and the form once more, may follow; else the answer ends with the form. Means nothing with [`Start::Now`].
     pub again: bool,
+    /// Where the model may think first: there [`Start::After`]'s text counts for nothing.
+    pub thinking: Think,
 }
 
 impl Plan {
@@ -83,6 +86,7 @@ impl Plan {
         start: Start::Now,
         optional: false,
         again: false,
+        thinking: Think::Off,
     };
 
     /// The answer has the form; where the prompt has opened the model's reasoning, that comes first and is free.
@@ -115,10 +119,8 @@ pub struct Constraint {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Free text; so many bytes of the marker have been seen.
-    Free {
-        matched: usize,
-    },
+    /// Free text, up to here.
+    Free(Seen),
     Held,
     Done,
 }
@@ -131,7 +133,7 @@ impl Constraint {
         }
         match self.phase {
             Phase::Done => Ok(self.of.is_end(token)),
-            Phase::Free { matched } => self.allows_freely(token, matched),
+            Phase::Free(seen) => self.allows_freely(token, seen),
             Phase::Held => {
                 let guarded = self
                     .guard
@@ -145,7 +147,7 @@ impl Constraint {
     pub fn mask(&mut self) -> Result<&[u32], EngineError> {
         self.mask = match self.phase {
             Phase::Done => self.of.env.tok_trie().eos_token_set(),
-            Phase::Free { matched } => self.free_mask(matched)?,
+            Phase::Free(seen) => self.free_mask(seen)?,
             Phase::Held => self.held_mask()?,
         };
         if self.mask.is_zero() {
@@ -163,9 +165,9 @@ impl Constraint {
         match self.phase {
             Phase::Done => Err(dead_end()),
             Phase::Held => self.consume(&[self.of.known(token)]),
-            Phase::Free { matched } => match self.look(token, matched) {
-                Found::Part(matched) => {
-                    self.phase = Phase::Free { matched };
+            Phase::Free(seen) => match self.look(token, seen) {
+                Found::Part(seen) => {
+                    self.phase = Phase::Free(seen);
                     Ok(())
                 }
                 Found::Whole(rest) => {
@@ -182,19 +184,19 @@ impl Constraint {
         self.phase == Phase::Done
     }
 
-    fn look(&self, token: Token, matched: usize) -> Found {
+    fn look(&self, token: Token, seen: Seen) -> Found {
         let bytes = self.of.bytes(token);
         match &self.marker {
-            Some(marker) => marker.follow(matched, bytes),
-            None => Found::Part(0),
+            Some(marker) => marker.follow(seen, bytes),
+            None => Found::Part(Seen::Told(0)),
         }
     }
 
-    fn allows_freely(&mut self, token: Token, matched: usize) -> Result<bool, EngineError> {
+    fn allows_freely(&mut self, token: Token, seen: Seen) -> Result<bool, EngineError> {
         if self.of.is_end(token) {
             return Ok(self.optional);
         }
-        match self.look(token, matched) {
+        match self.look(token, seen) {
             Found::Part(_) => Ok(true),
             Found::Whole(rest) if rest.is_empty() => Ok(true),
             // A token that reaches over the marker's end: what is behind it must fit the form.
@@ -232,7 +234,7 @@ impl Constraint {
             Some(fresh) => {
                 self.matcher = fresh.deep_clone();
                 self.guard = self.guard.map(|_| Guard::default());
-                self.phase = Phase::Free { matched: 0 };
+                self.phase = Phase::Free(Seen::Told(0));
                 self.optional = true;
             }
         }
@@ -265,10 +267,10 @@ impl Constraint {
     }
 
     /// All tokens but those that reach into the form with something that does not fit it.
-    fn free_mask(&mut self, matched: usize) -> Result<SimpleVob, EngineError> {
+    fn free_mask(&mut self, seen: Seen) -> Result<SimpleVob, EngineError> {
         let mut mask = self.of.choosable.clone();
         for id in (0..).take(mask.len()) {
-            if mask.is_allowed(id) && !self.allows_freely(Token(id), matched)? {
+            if mask.is_allowed(id) && !self.allows_freely(Token(id), seen)? {
                 mask.disallow_token(id);
             }
         }

@@ -469,8 +469,7 @@ impl Tokeniser {
         }
         let syntax = self.template.syntax();
         let tools = request.tools.as_ref();
-        let inside = prepared.thinking == text::Think::Inside;
-        let held = held(request.format.as_ref(), tools, syntax, inside)?;
+        let held = held(request.format.as_ref(), tools, syntax, prepared.thinking)?;
         self.check_biases(&request.sampling.logit_bias)?;
         let echo = match &request.prompt {
             _ if !request.echo => None,
@@ -531,20 +530,22 @@ fn held(
     format: Option<&Format>,
     tools: Option<&Tools>,
     syntax: tools::Syntax,
-    thinking: bool,
+    thinking: text::Think,
 ) -> Result<Option<(Form, Plan)>, EngineError> {
+    let answer = Plan::of_answer(thinking == text::Think::Inside);
     let calls = tools.filter(|tools| tools.choice != ToolChoice::None);
     let Some(tools) = calls else {
         let form = format.cloned().map(Form::Asked);
-        return Ok(form.map(|form| (form, Plan::of_answer(thinking))));
+        return Ok(form.map(|form| (form, answer)));
     };
     let plan = tools::plan(tools, syntax, format).map_err(EngineError::BadRequest)?;
     let place = match plan.start_after {
-        None => Plan::of_answer(thinking),
+        None => answer,
         Some(marker) => Plan {
             start: Start::After(marker.into()),
             optional: true,
             again: plan.again,
+            thinking,
         },
     };
     Ok(Some((plan.form, place)))

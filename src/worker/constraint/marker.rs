@@ -1,4 +1,31 @@
-//! Finds a text in a stream of bytes, however tokens cut it (Knuth, Morris and Pratt).
+//! Finds a text in an answer's bytes, however tokens cut it (Knuth, Morris and Pratt). What a model says while it thinks is passed over.
+
+use crate::worker::text::Think;
+
+const OPEN: &[u8] = b"<think>";
+const CLOSE: &str = "</think>";
+
+/// Where in an answer we are. Numbers are bytes of what may have begun there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// At its beginning, where it may open the model's reasoning.
+    Margin(usize),
+    /// In the reasoning.
+    Thinking(usize),
+    /// In what is told.
+    Told(usize),
+}
+
+impl Seen {
+    /// At the beginning of an answer.
+    pub(super) fn of(thinking: Think) -> Self {
+        match thinking {
+            Think::Off => Self::Told(0),
+            Think::Watch => Self::Margin(0),
+            Think::Inside => Self::Thinking(0),
+        }
+    }
+}
 
 /// The text that is looked for.
 #[derive(Clone, Debug)]
@@ -11,8 +38,8 @@ pub(super) struct Marker {
 /// What is known after more bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// So many bytes of the text may have begun.
-    Part(usize),
+    /// It was not found so far.
+    Part(Seen),
     /// It was found; these bytes are behind it.
     Whole(Vec<u8>),
 }
@@ -34,8 +61,35 @@ impl Marker {
         Self { text, borders }
     }
 
-    /// Follows the text, of which `matched` bytes have been seen, through more bytes. An empty text is found at once.
-    pub(super) fn follow(&self, mut matched: usize, bytes: &[u8]) -> Found {
+    /// Follows the answer through more bytes. An empty text is found at once.
+    pub(super) fn follow(&self, seen: Seen, bytes: &[u8]) -> Found {
+        match seen {
+            Seen::Told(matched) => self.follow_told(matched, bytes),
+            Seen::Margin(matched) => self.follow_margin(matched, bytes),
+            Seen::Thinking(matched) => match Self::new(CLOSE).follow_told(matched, bytes) {
+                Found::Part(Seen::Told(matched)) => Found::Part(Seen::Thinking(matched)),
+                Found::Whole(rest) => self.follow_told(0, &rest),
+                other @ Found::Part(_) => other,
+            },
+        }
+    }
+
+    fn follow_margin(&self, mut matched: usize, bytes: &[u8]) -> Found {
+        for (at, byte) in bytes.iter().enumerate() {
+            if *byte == OPEN[matched] {
+                matched += 1;
+                if matched == OPEN.len() {
+                    return self.follow(Seen::Thinking(0), &bytes[at + 1..]);
+                }
+            } else if matched > 0 || !byte.is_ascii_whitespace() {
+                let told = [&OPEN[..matched], &bytes[at..]].concat();
+                return self.follow_told(0, &told);
+            }
+        }
+        Found::Part(Seen::Margin(matched))
+    }
+
+    fn follow_told(&self, mut matched: usize, bytes: &[u8]) -> Found {
         if self.text.is_empty() {
             return Found::Whole(bytes.to_vec());
         }
@@ -50,7 +104,7 @@ impl Marker {
                 return Found::Whole(bytes[at + 1..].to_vec());
             }
         }
-        Found::Part(matched)
+        Found::Part(Seen::Told(matched))
     }
 }
 
@@ -69,7 +123,7 @@ mod tests {
             let marker = Marker::new(marker);
             for cut in 0..=text.len() {
                 let (first, second) = text.as_bytes().split_at(cut);
-                let found = match marker.follow(0, first) {
+                let found = match marker.follow(Seen::Told(0), first) {
                     Found::Part(matched) => marker.follow(matched, second),
                     Found::Whole(more) => Found::Whole([&more, second].concat()),
                 };
@@ -80,7 +134,32 @@ mod tests {
                 );
             }
         }
-        assert_eq!(Marker::new("abab").follow(0, b"aba"), Found::Part(3));
-        assert_eq!(Marker::new("abab").follow(3, b"c"), Found::Part(0));
+        let told = |matched, bytes| Marker::new("abab").follow(Seen::Told(matched), bytes);
+        assert_eq!(told(0, b"aba"), Found::Part(Seen::Told(3)));
+        assert_eq!(told(3, b"c"), Found::Part(Seen::Told(0)));
+    }
+
+    #[test]
+    fn what_is_thought_is_passed_over() {
+        let marker = Marker::new("<tool_call>");
+        for (thinking, text) in [
+            (Think::Inside, "a <tool_call> b</think>c <tool_call>!"),
+            (
+                Think::Watch,
+                " \n<think>a <tool_call> b</thi</think>c <tool_call>!",
+            ),
+            (Think::Watch, "<t<tool_call>!"),
+            (Think::Watch, "c <think><tool_call>!"),
+            (Think::Off, "<think><tool_call>!"),
+        ] {
+            for cut in 0..=text.len() {
+                let (first, second) = text.as_bytes().split_at(cut);
+                let found = match marker.follow(Seen::of(thinking), first) {
+                    Found::Part(seen) => marker.follow(seen, second),
+                    Found::Whole(more) => Found::Whole([&more, second].concat()),
+                };
+                assert_eq!(found, Found::Whole(b"!".into()), "{text} at {cut}");
+            }
+        }
     }
 }

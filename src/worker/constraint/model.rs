@@ -1,6 +1,6 @@
 //! What formats need of a model: its vocabulary as the grammar engine wants it, and the compiler of formats.
 
-use super::{Constraint, Form, Guard, Marker, Phase, Plan, Start, gbnf, schema};
+use super::{Constraint, Form, Guard, Marker, Phase, Plan, Seen, Start, gbnf, schema};
 use crate::engine::{Format, Token};
 use crate::worker::decoder::Vocab;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -143,7 +143,7 @@ impl Constraints {
             of: Arc::clone(self),
             fresh: (plan.again && marker.is_some()).then(|| matcher.deep_clone()),
             phase: if marker.is_some() {
-                Phase::Free { matched: 0 }
+                Phase::Free(Seen::of(plan.thinking))
             } else {
                 Phase::Held
             },

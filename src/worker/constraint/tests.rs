@@ -63,6 +63,7 @@ fn after(marker: &str) -> Plan {
         start: Start::After(marker.into()),
         optional: false,
         again: false,
+        ..Plan::WHOLE
     }
 }
 
