@@ -564,3 +564,110 @@ async fn an_engine_that_may_not_start_says_why_to_everyone() {
     assert_eq!(late, Some(EngineError::NotReady("it is too large".into())));
     engine.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_probabilities_end_with_the_text_that_went_out() {
+    let script = script();
+    let engine = engine(&script, 1, 1).await;
+    let mut asked = request("say:one, two, three|");
+    asked.logprobs = Some(2);
+    asked.stop = vec![", three".into()];
+    let told = read(engine.submit(asked).unwrap()).await;
+    assert_eq!(told.text, "one, two");
+    let tokens = told.events.iter().filter_map(|event| match event {
+        Event::Text { logprobs, .. } => Some(logprobs),
+        _ => None,
+    });
+    let bytes: Vec<u8> = tokens
+        .flatten()
+        .flat_map(|token| token.chosen.bytes.clone())
+        .collect();
+    assert_eq!(bytes, b"one, two");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_is_echoed_and_scored() {
+    let script = script();
+    let engine = engine(&script, 1, 1).await;
+    let mut asked = request("say:yes|");
+    (asked.echo, asked.logprobs, asked.max_tokens) = (true, Some(1), Some(0));
+    let told = read(engine.submit(asked.clone()).unwrap()).await;
+    assert_eq!(told.text, "say:yes|");
+    assert_eq!(
+        (
+            told.outcome().reason,
+            told.outcome().usage.completion_tokens
+        ),
+        (FinishReason::Length, 0)
+    );
+    let Some(Event::Text { logprobs, .. }) = told
+        .events
+        .iter()
+        .find(|event| matches!(event, Event::Text { .. }))
+    else {
+        panic!("{told:?}")
+    };
+    assert_eq!(logprobs.len(), "say:yes|".len());
+    assert!(logprobs[0].top.is_empty() && logprobs[1].top.len() == 1);
+    asked.max_tokens = None;
+    assert_eq!(
+        read(engine.submit(asked).unwrap()).await.text,
+        "say:yes|yes"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_are_answered_and_bounded() {
+    use pocket_llm::engine::{Answer, Question, Token};
+    let script = script();
+    let engine = engine(&script, 1, 1).await;
+    let tokenize = |text: String| Question::Tokenize {
+        text,
+        add_special: false,
+        parse_special: false,
+    };
+    let told = engine.ask(tokenize("hi".into())).await.unwrap();
+    assert_eq!(
+        told,
+        Answer::Tokens(vec![(Token(104), b"h".into()), (Token(105), b"i".into())])
+    );
+    let told = engine
+        .ask(Question::Detokenize {
+            tokens: vec![Token(104), Token(105)],
+        })
+        .await
+        .unwrap();
+    assert_eq!(told, Answer::Text("hi".into()));
+    for (question, reason) in [
+        (tokenize("x".repeat(70_000)), "at most 65536 tokens"),
+        (
+            Question::Detokenize {
+                tokens: vec![Token(104); 70_000],
+            },
+            "at most 65536 tokens",
+        ),
+        (
+            Question::Detokenize {
+                tokens: vec![Token(9999)],
+            },
+            "there is no token 9999",
+        ),
+        (Question::Embed { inputs: Vec::new() }, "texts at once"),
+    ] {
+        match engine.ask(question).await {
+            Err(EngineError::BadRequest(text)) => assert!(text.contains(reason), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let texts = ["ab", "c"].map(|text| Prompt::Text(text.into()));
+    let Answer::Embeddings(embedded) = engine
+        .ask(Question::Embed {
+            inputs: texts.into(),
+        })
+        .await
+        .unwrap()
+    else {
+        panic!("no embeddings")
+    };
+    assert_eq!((embedded.vectors.len(), embedded.prompt_tokens), (2, 3));
+}

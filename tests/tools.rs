@@ -307,3 +307,21 @@ async fn tools_that_can_not_be_used_are_refused() {
         "{text}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_a_stop_string_cuts_off_is_not_to_be_made() {
+    let engine = plain().await;
+    let answer = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
+    for stop in ["}", "Par", "get_w"] {
+        let request = Request {
+            stop: vec![stop.into()],
+            ..answered(answer)
+        };
+        let (heard, reason) = ask(&engine, request).await;
+        assert_eq!(
+            (heard.text.as_str(), reason),
+            ("", FinishReason::Stop),
+            "{stop}"
+        );
+    }
+}

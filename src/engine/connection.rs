@@ -203,9 +203,11 @@ pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
     } else {
         Duration::ZERO
     };
+    let mut killed = false;
     let ending = if let Ok(ending) = timeout(patience, &mut launched.ended).await {
         ending.ok()
     } else {
+        killed = true;
         launched.kill();
         let ended = timeout(EXIT_PATIENCE, &mut launched.ended).await;
         ended.ok().and_then(Result::ok)
@@ -218,6 +220,9 @@ pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
         }
     }
     match (over, ending) {
+        (Over::Died(reason), _) if reason.is_empty() && killed => {
+            Over::Died("it closed its connection and did not end".into())
+        }
         (Over::Died(reason), Some(ending)) if reason.is_empty() => obituary(&ending),
         (Over::Died(reason), None) if reason.is_empty() => {
             Over::Died("it closed its connection".into())

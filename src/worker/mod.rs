@@ -44,6 +44,10 @@ const TOKENISERS: usize = 2;
 const MOST_EMBEDDED_NUMBERS: usize = 2 << 20;
 /// Biases of single tokens in one request.
 const MOST_BIASES: usize = 1024;
+/// Tokens of one question's answer, or of the question: a frame holds them, and the front many times their size.
+const MOST_ASKED_TOKENS: usize = 1 << 16;
+/// Bytes of a text that is only to be tokenised.
+const MOST_ASKED_BYTES: usize = 1 << 20;
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -337,13 +341,18 @@ impl Tokeniser {
                 add_special,
                 parse_special,
             } => {
+                if text.len() > MOST_ASKED_BYTES {
+                    return Err(too_much("bytes", MOST_ASKED_BYTES));
+                }
                 let mut tokens = self.vocab.tokenize(&text, false, parse_special);
+                check_asked(&tokens)?;
                 if add_special {
                     tokens.splice(0..0, prompt::opening(&*self.vocab));
                 }
                 Answer::Tokens(tokens.into_iter().map(|token| self.spelt(token)).collect())
             }
             Question::Detokenize { tokens } => {
+                check_asked(&tokens)?;
                 tokens.iter().try_for_each(|token| self.check(*token))?;
                 Answer::Text(self.text(&tokens))
             }
@@ -517,6 +526,17 @@ impl Tokeniser {
             other => EngineError::BadRequest(other.to_string()),
         }
     }
+}
+
+fn check_asked(tokens: &[Token]) -> Result<(), EngineError> {
+    if tokens.len() > MOST_ASKED_TOKENS {
+        return Err(too_much("tokens", MOST_ASKED_TOKENS));
+    }
+    Ok(())
+}
+
+fn too_much(what: &str, most: usize) -> EngineError {
+    EngineError::BadRequest(format!("send at most {most} {what} at once"))
 }
 
 fn check_tools(tools: Option<&Tools>) -> Result<(), EngineError> {

@@ -53,7 +53,9 @@ pub struct Sizes {
     pub pooling: Pooling,
 }
 
-/// An engine that has nothing to do keeps what embeddings need for this long.
+/// Rows of a text that is embedded beside answers, each step.
+const EMBEDDING_ROWS: u32 = 8;
+/// An engine that embeds nothing keeps what embeddings need for this long.
 const EMBEDDING_REST: Duration = Duration::from_mins(1);
 
 /// Runs until the inbox closes or `report` says that nobody listens.
@@ -71,7 +73,7 @@ pub fn run(
         queue: FairQueue::default(),
         running: Vec::new(),
         texts: VecDeque::new(),
-        may_embed: false,
+        embedded: None,
         cache: Cache::new(sizes.sequences),
         pace: Pace::new(sizes.step_ms),
         events: Vec::new(),
@@ -114,8 +116,8 @@ struct Engine<'a> {
     running: Vec<Sequence>,
     /// Texts to be embedded; the first is under way.
     texts: VecDeque<Box<Texts>>,
-    /// Whether the decoder holds memory for embeddings.
-    may_embed: bool,
+    /// When the decoder last made an embedding, if it holds memory for them.
+    embedded: Option<Instant>,
     cache: Cache,
     pace: Pace,
     events: Vec<(RequestId, Event)>,
@@ -149,14 +151,12 @@ impl Engine<'_> {
 
     /// The next thing that comes. What embeddings need of memory goes when none are asked for.
     fn wait(&mut self, inbox: &Receiver<Inbound>) -> Option<Inbound> {
-        if self.may_embed {
-            match inbox.recv_timeout(EMBEDDING_REST) {
+        if let Some(embedded) = self.embedded {
+            let rest = EMBEDDING_REST.saturating_sub(embedded.elapsed());
+            match inbox.recv_timeout(rest) {
                 Ok(inbound) => return Some(inbound),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.decoder.end_embedding();
-                    self.may_embed = false;
-                }
+                Err(RecvTimeoutError::Timeout) => self.end_embedding(),
             }
         }
         inbox.recv().ok()
@@ -349,16 +349,32 @@ impl Engine<'_> {
         }
     }
 
+    fn end_embedding(&mut self) {
+        self.decoder.end_embedding();
+        self.embedded = None;
+    }
+
     /// Decodes the next part of a text that is to be embedded. `false` if there is none.
     fn embed(&mut self) -> bool {
         let Some(texts) = self.texts.front_mut() else {
+            if self
+                .embedded
+                .is_some_and(|at| at.elapsed() >= EMBEDDING_REST)
+            {
+                self.end_embedding();
+            }
             return false;
         };
-        let most = self.pace.prefill_rows(0, self.sizes.batch_size);
+        // Beside answers only a few rows at a time: every stream waits for them.
+        let most = if self.running.is_empty() {
+            self.pace.prefill_rows(0, self.sizes.batch_size)
+        } else {
+            EMBEDDING_ROWS
+        };
         let (tokens, position) = texts.next_chunk(most as usize);
         let mut embeddings: Vec<Vec<f32>> = Vec::with_capacity(tokens.len());
-        self.may_embed = true;
         let began = Instant::now();
+        self.embedded = Some(began);
         let decoded = self.decoder.embed(tokens, position, &mut |embedding| {
             embeddings.push(embedding.to_vec());
         });
@@ -367,6 +383,10 @@ impl Engine<'_> {
         texts.take(self.sizes.pooling, embeddings.iter().map(Vec::as_slice));
         let failed = decoded.err();
         if failed.is_none() && !texts.is_done() {
+            // After each text it is the next one's turn: a long list holds up nobody with a short one.
+            if texts.next_chunk(1).1 == 0 {
+                self.texts.rotate_left(1);
+            }
             return true;
         }
         let Some(texts) = self.texts.pop_front() else {

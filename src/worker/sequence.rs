@@ -74,6 +74,8 @@ pub struct Sequence {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     done: Option<FinishReason>,
+    /// Whether a stop string ended it, which may stand anywhere.
+    stopped_short: bool,
     /// Why the answer can't go on.
     failed: Option<EngineError>,
     /// Log-probabilities whose text has not gone out.
@@ -97,6 +99,7 @@ impl Sequence {
             first_token: None,
             last_token: None,
             done: None,
+            stopped_short: false,
             failed: None,
             logprobs: Vec::new(),
         }
@@ -265,7 +268,10 @@ impl Sequence {
         self.arrival.sampler.accept(token);
         self.next = Some(token);
         let stopped = match bytes {
-            Some(bytes) => self.arrival.text.push(bytes, pieces),
+            Some(bytes) => {
+                self.stopped_short = self.arrival.text.push(bytes, pieces);
+                self.stopped_short
+            }
             None => !self.passes_over_ends(),
         };
         let complete = match &mut self.arrival.constraint {
@@ -321,11 +327,20 @@ impl Sequence {
     fn attach_logprobs(&mut self, events: &mut [Event]) {
         let mut texts = events.iter_mut();
         let text = texts.find_map(|event| match event {
-            Event::Text { logprobs, .. } => Some(logprobs),
+            Event::Text { text, logprobs, .. } => Some((text.len(), logprobs)),
             _ => None,
         });
-        if let Some(logprobs) = text {
+        if let Some((length, logprobs)) = text {
             *logprobs = std::mem::take(&mut self.logprobs);
+            if self.stopped_short {
+                // What the stop string cut off is no part of the answer.
+                let mut begin = 0;
+                logprobs.retain(|logprob| {
+                    let is_part = begin < length;
+                    begin += logprob.chosen.bytes.len();
+                    is_part
+                });
+            }
         }
         // What is in a call is no text.
         if self
@@ -349,8 +364,11 @@ impl Sequence {
         let mut reason = self.done.unwrap_or(FinishReason::Stop);
         if let Some(calls) = &mut self.arrival.calls {
             let first = events.len();
-            calls.finish(reason != FinishReason::Stop, events);
-            if reason == FinishReason::Stop && calls.calls() > 0 {
+            let in_call = calls.in_call();
+            calls.finish(reason != FinishReason::Stop || self.stopped_short, events);
+            // A call that a stop string cut off can't be made.
+            let whole = !(in_call && self.stopped_short);
+            if reason == FinishReason::Stop && calls.calls() > 0 && whole {
                 reason = FinishReason::ToolCalls;
             }
             self.attach_logprobs(&mut events[first..]);

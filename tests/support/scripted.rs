@@ -252,7 +252,10 @@ impl ScriptedDecoder {
                 .rposition(|window| window == needle)
                 .map(|at| at + needle.len())
         };
-        let bar = find(b"|").expect("a prompt without a directive");
+        // In the middle of a prompt whose log-probabilities are wanted, everything is as likely.
+        let Some(bar) = find(b"|") else {
+            return logits;
+        };
         let said = bytes.len() - bar;
         if bytes[..bar].ends_with(b"noise|") {
             return noise(&bytes);

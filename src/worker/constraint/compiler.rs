@@ -9,7 +9,7 @@ use crate::engine::{EngineError, Event};
 use crate::worker::decoder::Vocab;
 use crate::worker::run::Inbound;
 use crate::worker::sequence::Arrival;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -48,8 +48,16 @@ impl Compiler {
 
     /// Takes a request over: it reaches the loop with its constraint, or its failure does.
     pub fn submit(&self, job: Job) -> Result<(), EngineError> {
-        let sent = self.thread()?.send(job);
-        sent.map_err(|_| EngineError::Internal("the compiler of formats has ended".into()))
+        // Never waits: whoever has no format must get past.
+        self.thread()?.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => EngineError::Overloaded {
+                places: u32::try_from(self.places).unwrap_or(u32::MAX),
+                retry_after_seconds: 1,
+            },
+            TrySendError::Disconnected(_) => {
+                EngineError::Internal("the compiler of formats has ended".into())
+            }
+        })
     }
 
     fn thread(&self) -> Result<SyncSender<Job>, EngineError> {

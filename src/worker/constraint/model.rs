@@ -13,8 +13,6 @@ use std::sync::Arc;
 
 /// Bytes of a format at most: a schema as JSON, an expression or a grammar.
 pub const MOST_FORMAT_BYTES: usize = 64 << 10;
-/// Operators in a Lark grammar that make a text match several expressions at once.
-const MOST_INTERSECTIONS: usize = 6;
 pub(super) const NOTHING_FITS: &str = "nothing fits it";
 /// Longer tokens are never part of a constrained answer: the engine's tree is not deeper.
 const MOST_TOKEN_BYTES: usize = 1000;
@@ -273,15 +271,36 @@ fn name(format: &Format) -> &'static str {
 
 /// The engine's work doubles with each expression that a text has to match at once; schemas inside grammars would pass our checks by.
 fn bounded_lark(grammar: &str) -> Result<(), String> {
-    if grammar.matches(['&', '~']).count() > MOST_INTERSECTIONS {
-        return Err(format!(
-            "the grammar can't be enforced: `&` and `~` may come {MOST_INTERSECTIONS} times together"
-        ));
+    if has_intersections(grammar) {
+        return Err(
+            "the grammar can't be enforced: `&` and `~` can take for ever, so they may stand in strings and expressions only"
+                .into(),
+        );
     }
     if grammar.contains("%json") {
         return Err("the grammar can't be enforced: it can't contain `%json`".into());
     }
     Ok(())
+}
+
+/// Whether one of the operators stands outside of strings and expressions. Those end with their line at the latest, whatever a comment
+/// contains.
+fn has_intersections(grammar: &str) -> bool {
+    grammar.lines().any(|line| {
+        let mut within = None;
+        let mut escaped = false;
+        line.chars().any(|character| {
+            match (within, character) {
+                _ if escaped => escaped = false,
+                (Some(_), '\\') => escaped = true,
+                (Some(end), character) if end == character => within = None,
+                (None, '"' | '/') => within = Some(character),
+                (None, '&' | '~') => return true,
+                _ => {}
+            }
+            false
+        })
+    })
 }
 
 /// The expression matches the answer as a whole, so anchors at its ends say nothing new; the engine knows none.

@@ -386,3 +386,19 @@ fn anchors_say_nothing_new() {
     assert!(fits(&Format::Regex("^(yes|no)$".into()), "yes"));
     assert!(fits(&Format::Regex("a/b".into()), "a/b"));
 }
+
+#[test]
+fn operators_that_can_take_for_ever_stand_in_strings_only() {
+    let words = Words::new(&[]);
+    let lark =
+        |grammar: &str| compile(&words, &Format::Lark(grammar.into()), &Plan::WHOLE).map(drop);
+    for grammar in [
+        "start: A\nA: /a.*/ & /.*b/",
+        "start: A\nA: ~/a/",
+        "// \"\nstart: A\nA: /a\\/\\\"/ & /b/",
+    ] {
+        let error = lark(grammar).expect_err(grammar);
+        assert!(error.contains("can take for ever"), "{error}");
+    }
+    assert_eq!(lark("start: \"a & ~\" /[&~]/"), Ok(()));
+}
