@@ -92,7 +92,12 @@ async fn a_long_prompt_does_not_hold_up_a_stream() {
     script.wait_until_held();
     let long = format!("{}say:done|", "x".repeat(900));
     let long = engine.submit(request(&long)).unwrap();
-    until("both submitted", || engine.in_flight() == 2).await;
+    // Step by step until both run: freely, the stream might fill its context before the prompt arrives.
+    until("both run", || {
+        script.allow(1);
+        engine.load().worker.running == 2
+    })
+    .await;
     script.open();
     assert_eq!(read(long).await.text, "done");
     drop(stream);
@@ -151,7 +156,11 @@ async fn a_cancel_takes_effect_while_waiting() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_takes_effect_during_prefill() {
     let script = script();
-    let engine = engine(&script, 1, 1).await;
+    let mut options = options(&script, 1, 1);
+    // As many steps as rows: the cancel has time to arrive.
+    options.config.batch_size = 1;
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
     script.hold();
     let long = format!("{}say:never|", "x".repeat(900));
     let generation = engine.submit(request(&long)).unwrap();
