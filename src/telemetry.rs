@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::ValueEnum;
 use tracing::Level;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -56,7 +56,7 @@ pub fn start_worker() -> anyhow::Result<()> {
     #[cfg(feature = "llama")]
     let registry = {
         let filter = Targets::new()
-            .with_default(LevelFilter::OFF)
+            .with_default(tracing::level_filters::LevelFilter::OFF)
             .with_target(LLAMA, Level::DEBUG);
         registry.with(crate::worker::llama::LlamaLog.with_filter(filter))
     };

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from server import Server
 
 MODEL = "gpt-4o-mini"  # an alias: programs that name no other model
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What is the capital of Japan?"}]
 WEATHER = {
     "type": "function",
     "function": {
@@ -60,7 +60,7 @@ class Chat(Case):
     def test_an_answer(self):
         answer = self.chat(temperature=0, max_tokens=20)
         choice = answer.choices[0]
-        self.assertIn("Paris", choice.message.content)
+        self.assertIn("Tokyo", choice.message.content)
         self.assertEqual((answer.object, choice.index, choice.message.role), ("chat.completion", 0, "assistant"))
         usage = answer.usage
         self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
@@ -116,11 +116,11 @@ class Chat(Case):
             self.assertEqual(bytes(token.bytes).decode(errors="replace"), token.token)
 
     def test_biases(self):
-        tokens = self.client.post("/../tokenize", body={"content": "Paris"}, cast_to=httpx.Response)
+        tokens = self.client.post("/../tokenize", body={"content": "Tokyo"}, cast_to=httpx.Response)
         banned = {str(token): -100 for token in tokens.json()["tokens"]}
-        spaced = self.client.post("/../tokenize", body={"content": " Paris"}, cast_to=httpx.Response).json()["tokens"]
+        spaced = self.client.post("/../tokenize", body={"content": " Tokyo"}, cast_to=httpx.Response).json()["tokens"]
         banned |= {str(token): -100 for token in spaced}
-        self.assertNotIn("Paris", self.chat(temperature=0, max_tokens=20, logit_bias=banned).choices[0].message.content)
+        self.assertNotIn("Tokyo", self.chat(temperature=0, max_tokens=20, logit_bias=banned).choices[0].message.content)
 
     def test_leaving_a_stream_frees_its_place(self):
         with self.chat(max_tokens=1500, stream=True, extra_body={"ignore_eos": True}) as stream:
@@ -242,8 +242,9 @@ class Others(Case):
         self.assertEqual(list(struct.unpack(f"<{len(packed) // 4}f", packed)), alone.data[0].embedding)
 
     def test_responses(self):
-        answer = self.client.responses.create(model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=40)
-        self.assertIn("Paris", answer.output_text)
+        answer = self.client.responses.create(model=MODEL, input="What is the capital of Japan?", instructions=QUESTION[0]["content"],
+                                              temperature=0, max_output_tokens=40)
+        self.assertIn("Tokyo", answer.output_text)
         kinds, text = [], ""
         with self.client.responses.stream(model=MODEL, input=QUESTION, instructions="Be brief.", temperature=0, max_output_tokens=40) as stream:
             for event in stream:
