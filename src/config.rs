@@ -1,14 +1,14 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
-use crate::engine::{EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
+use crate::engine::{CacheScope, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
 use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
 use crate::models::{Catalogue, Collection, CollectionError, Store};
 use crate::pool::PoolSettings;
-use clap::Args;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -101,6 +101,33 @@ pub struct EngineArgs {
     /// [default: 128, or fewer where memory is short]
     #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", value_name = "ROWS")]
     pub batch_size: Option<u32>,
+
+    /// Memory beside the KV cache for states of earlier prompts, in MiB: what a conversation left when another one took its place,
+    /// and prefixes that several requests share. 0 keeps none [default: 64, or what is left over]
+    #[arg(long, env = "POCKET_LLM_CACHE_MIB", value_name = "MIB")]
+    pub cache_mib: Option<u64>,
+
+    /// Whose prompts and answers make a request faster: everybody's, or only those of the same client. Answers never show them; how
+    /// soon they come tells whether the same prompt was here before
+    #[arg(
+        long,
+        env = "POCKET_LLM_CACHE_SCOPE",
+        value_enum,
+        default_value_t,
+        value_name = "SCOPE"
+    )]
+    pub cache_scope: Scope,
+
+    /// Guess tokens that were said before in the same order, and decode them together with the one that is due, where that is
+    /// measured to be faster. What is said stays the same
+    #[arg(
+        long,
+        env = "POCKET_LLM_SPECULATE",
+        value_enum,
+        default_value_t,
+        value_name = "WHEN"
+    )]
+    pub speculate: Speculate,
 
     /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
     /// a reserve]
@@ -427,6 +454,35 @@ impl ServeArgs {
     }
 }
 
+/// Whose prompts and answers make a request faster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Everybody's.
+    #[default]
+    Server,
+    /// Those of the same client.
+    Client,
+}
+
+impl From<Scope> for CacheScope {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Server => Self::Server,
+            Scope::Client => Self::Client,
+        }
+    }
+}
+
+/// When tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Speculate {
+    /// Where it is measured to be faster.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// An empty variable of the environment is one that is not set.
 fn said(names: Vec<String>) -> Vec<String> {
     let names = names.into_iter().map(|name| name.trim().to_owned());
@@ -467,6 +523,10 @@ impl EngineArgs {
         if let Some(mebibytes) = self.memory {
             within("--memory", mebibytes, 16, 1 << 40)?;
         }
+        if let Some(mebibytes) = self.cache_mib {
+            within("--cache-mib", mebibytes, 0, 1 << 40)?;
+        }
+        let cache_bytes = self.cache_mib.map(|mebibytes| mebibytes << 20);
         let words = self.engine_launcher.as_deref().unwrap_or_default();
         let config = WorkerConfig {
             model: PathBuf::new(),
@@ -478,6 +538,9 @@ impl EngineArgs {
             step_ms: self.step_ms,
             places: sequences + queue,
             chat_template: None,
+            cache_bytes,
+            cache_scope: self.cache_scope.into(),
+            speculate: self.speculate == Speculate::Auto,
         };
         Ok(PoolSettings {
             engine: EngineOptions {
@@ -491,6 +554,8 @@ impl EngineArgs {
                 ctx_size: self.ctx_size,
                 parallel,
                 batch_size: self.batch_size,
+                cache_bytes,
+                no_drafts: self.speculate == Speculate::Off,
             },
             kernels: machine.kernels,
             memory: self.memory.map(|mebibytes| mebibytes << 20),

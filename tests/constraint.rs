@@ -11,7 +11,7 @@ mod schemas;
 mod scripted;
 
 use pocket_llm::engine::{
-    EngineError, EngineHandle, Event, FinishReason, Format, Request, Sampling, Token,
+    CacheScope, EngineError, EngineHandle, Event, FinishReason, Format, Request, Sampling, Token,
 };
 use schemas::{Random, schema};
 use scripted::{END, Script, Told, engine, read, request};
@@ -340,6 +340,9 @@ mod real {
                 step_ms: 300,
                 places: 64,
                 chat_template: None,
+                cache_bytes: None,
+                cache_scope: CacheScope::Server,
+                speculate: false,
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
             stall: Duration::from_mins(2),

@@ -288,6 +288,12 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens sampled, the end token included.
     pub completion_tokens: u32,
+    /// Tokens that were guessed and decoded together with one that was due.
+    #[serde(default)]
+    pub drafted_tokens: u32,
+    /// Those of them that the model said indeed: each saved a step.
+    #[serde(default)]
+    pub draft_tokens_kept: u32,
     /// From arrival in the worker to the first prefill step.
     pub queue_ms: f64,
     /// From the first prefill step to the first sampled token.
@@ -377,6 +383,28 @@ pub struct WorkerConfig {
     pub places: u32,
     /// A chat template to use instead of the file's own.
     pub chat_template: Option<String>,
+    /// Bytes that states of earlier prompts may take beside the KV cache; `None` is as many as there is room for, up to
+    /// [`DEFAULT_CACHE_BYTES`].
+    pub cache_bytes: Option<u64>,
+    /// Whose prompts and answers a request may profit from.
+    pub cache_scope: CacheScope,
+    /// Whether tokens are guessed and decoded together with those that are due.
+    pub speculate: bool,
+}
+
+/// Bytes for states of earlier prompts where nobody said a number.
+pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+
+/// Whose prompts and answers a request may profit from: their KV cells, and guesses at what comes next. It never shows in an answer;
+/// but how soon an answer comes tells whether its prompt was here before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheScope {
+    /// Everybody's.
+    #[default]
+    Server,
+    /// Those of the same client: an API key, or an address where there are no keys.
+    Client,
 }
 
 /// What a loaded model is.
@@ -400,6 +428,9 @@ pub struct ModelInfo {
     pub trained_context: u32,
     /// Tokens that one request may use (prompt and answer).
     pub context_per_sequence: u32,
+    /// Bytes that states of earlier prompts may take beside the KV cache.
+    #[serde(default)]
+    pub cache_bytes: u64,
     /// Sequences that run at once.
     pub sequences: u32,
     /// Where the prompt format comes from: `model`, `configured`, or the name of the fallback.
@@ -442,6 +473,14 @@ pub struct WorkerStats {
     pub prefill_rows: u64,
     /// Rows decoded for answers since the worker started.
     pub decode_rows: u64,
+    /// Guessed tokens decoded since the worker started; they are among `decode_rows`.
+    pub draft_rows: u64,
+    /// Those of them that the model said.
+    pub draft_rows_kept: u64,
+    /// Prompt tokens that needed no decoding, since the worker started.
+    pub cached_rows: u64,
+    /// Bytes of states kept beside the KV cache.
+    pub saved_bytes: u64,
     /// Sequences freed because their client left or their deadline passed, since the worker started.
     pub cancelled: u64,
     /// Microseconds inside `llama_decode`, since the worker started.
@@ -456,6 +495,9 @@ impl WorkerStats {
         self.steps += other.steps;
         self.prefill_rows += other.prefill_rows;
         self.decode_rows += other.decode_rows;
+        self.draft_rows += other.draft_rows;
+        self.draft_rows_kept += other.draft_rows_kept;
+        self.cached_rows += other.cached_rows;
         self.cancelled += other.cancelled;
         self.decode_us += other.decode_us;
         self.overhead_us += other.overhead_us;

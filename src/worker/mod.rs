@@ -16,6 +16,7 @@ pub mod run;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;
 pub mod text;
 pub mod tools;
 
@@ -25,6 +26,7 @@ use crate::engine::{
     Answer, EngineError, Event, Format, Prompt, Question, Request, ToolChoice, Tools, Work,
     WorkerConfig,
 };
+use crate::models::memory::logit_rows;
 use constraint::{Compiler, Form, Job, Plan, Start};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
@@ -175,6 +177,13 @@ fn answer(
         batch_size: config.batch_size,
         step_ms: config.step_ms,
         pooling: info.pooling,
+        cache_bytes: info.cache_bytes,
+        cache_scope: config.cache_scope,
+        draft_rows: if config.speculate && decoder.takes_back() {
+            logit_rows(info.vocab_size).min(config.batch_size)
+        } else {
+            0
+        },
     };
     let tokeniser = Arc::new(Tokeniser {
         template,

@@ -3,15 +3,18 @@
 //! It owns the decoder and everything that changes, and never waits for a reader of text. Decisions are made in
 //! `scheduler.rs` and `cache.rs`; what a sequence says and when it ends is in `sequence.rs`.
 
-use super::cache::Cache;
-use super::decoder::{Decoder, EmbedError, Row, SeqId, Vocab};
+mod prefix;
+mod step;
+
+use super::cache::{Cache, Rules};
+use super::decoder::{Decoder, EmbedError, Row, Vocab};
 use super::embedding::Texts;
-use super::scheduler::{FairQueue, Pace, share_rows};
+use super::scheduler::{FairQueue, Pace};
 use super::sequence::{Arrival, Sequence};
-use super::text::Piece;
+use super::speculation::{Costs, Pool};
 use crate::engine::wire::RequestId;
-use crate::engine::{Answer, EngineError, Event, FinishReason, Pooling, Token, WorkerStats};
-use std::collections::{HashMap, VecDeque};
+use crate::engine::{Answer, CacheScope, EngineError, Event, FinishReason, Pooling, WorkerStats};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -51,6 +54,12 @@ pub struct Sizes {
     pub step_ms: u32,
     /// How a text's embedding is made of those of its tokens.
     pub pooling: Pooling,
+    /// Bytes that states of earlier prompts may take.
+    pub cache_bytes: u64,
+    /// Whose prompts and answers a request may profit from.
+    pub cache_scope: CacheScope,
+    /// Rows of a step that may ask for logits, where tokens are drafted; 0 drafts none.
+    pub draft_rows: u32,
 }
 
 /// Rows of a text that is embedded beside answers, each step.
@@ -66,6 +75,13 @@ pub fn run(
     inbox: &Receiver<Inbound>,
     report: &mut dyn FnMut(Report) -> bool,
 ) {
+    let apart = sizes.cache_scope == CacheScope::Client;
+    let rules = Rules {
+        bytes: sizes.cache_bytes,
+        bytes_per_token: decoder.bytes_per_token(),
+        apart,
+        forgets: decoder.forgets(),
+    };
     let mut engine = Engine {
         sizes,
         vocab,
@@ -74,8 +90,10 @@ pub fn run(
         running: Vec::new(),
         texts: VecDeque::new(),
         embedded: None,
-        cache: Cache::new(sizes.sequences),
+        cache: Cache::new(sizes.sequences, rules),
         pace: Pace::new(sizes.step_ms),
+        pool: Pool::new(apart),
+        costs: Costs::default(),
         events: Vec::new(),
         rows: Vec::new(),
         stats: WorkerStats {
@@ -88,7 +106,9 @@ pub fn run(
         let (decode, cancelled) = (engine.stats.decode_us, engine.stats.cancelled);
         engine.drop_the_departed(turn);
         engine.retire();
+        engine.follow();
         engine.admit();
+        engine.follow();
         // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
         let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled;
         if news && !engine.tell(report) {
@@ -120,6 +140,9 @@ struct Engine<'a> {
     embedded: Option<Instant>,
     cache: Cache,
     pace: Pace,
+    /// What was said before, for drafts.
+    pool: Pool,
+    costs: Costs,
     events: Vec<(RequestId, Event)>,
     rows: Vec<Row>,
     stats: WorkerStats,
@@ -222,133 +245,6 @@ impl Engine<'_> {
         }
     }
 
-    /// Gives free sequences to those who are next. A request is admitted only when a whole sequence is free, so a step
-    /// never lacks cells.
-    fn admit(&mut self) {
-        while self.cache.any_idle() {
-            let Some(arrival) = self.queue.pop() else {
-                return;
-            };
-            let decoder = &self.decoder;
-            let choice = self
-                .cache
-                .take(&arrival.prompt, arrival.reuse, |seq| decoder.cuttable(seq));
-            // There is one: `any_idle` said so.
-            let Some(choice) = choice else { return };
-            if choice.keep == 0 {
-                self.decoder.clear(choice.seq);
-            } else {
-                self.decoder.truncate(choice.seq, choice.keep);
-            }
-            let sequence = Sequence::new(*arrival, choice.seq, choice.keep);
-            let started = Event::Started {
-                cached_tokens: sequence.cached(),
-            };
-            self.events.push((sequence.arrival.id, started));
-            let place = self
-                .running
-                .partition_point(|other| other.seq < sequence.seq);
-            self.running.insert(place, sequence);
-        }
-    }
-
-    /// One step: a row for each running answer, and prefill chunks in what time is left. Rows are in the order of their
-    /// sequences, which llama.cpp needs to take them all in one pass over the weights.
-    fn step(&mut self) -> bool {
-        self.rows.clear();
-        let running = || self.running.iter().filter(|sequence| !sequence.is_done());
-        let decoding = count(
-            running()
-                .filter(|sequence| sequence.decode_row().is_some())
-                .count(),
-        );
-        let prompts: Vec<u32> = running().map(Sequence::prefill_left).collect();
-        let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
-        for (sequence, share) in running().zip(share_rows(&prompts, budget)) {
-            match sequence.decode_row() {
-                Some(row) => self.rows.push(row),
-                None => sequence.append_prefill(share, &mut self.rows),
-            }
-        }
-        if self.rows.is_empty() {
-            return false;
-        }
-        let prefill = count(self.rows.len()) - decoding;
-        let began = Instant::now();
-        for sequence in &mut self.running {
-            sequence.begin(began);
-        }
-        self.decode(decoding, prefill);
-        true
-    }
-
-    fn decode(&mut self, decoding: u32, prefill: u32) {
-        let owners: HashMap<SeqId, usize> = self
-            .running
-            .iter()
-            .enumerate()
-            .map(|(index, sequence)| (sequence.seq, index))
-            .collect();
-        let mut chosen: Vec<(usize, Token)> = Vec::with_capacity(self.running.len());
-        let mut sampling = Duration::ZERO;
-        let began = Instant::now();
-        let (rows, running, vocab) = (&self.rows, &mut self.running, &*self.vocab);
-        let result = self.decoder.step(rows, &mut |row, logits| {
-            let began = Instant::now();
-            if let Some(row) = rows.get(row)
-                && let Some(owner) = owners.get(&row.seq)
-            {
-                let token = running[*owner].sample(logits, row.position + 1, vocab);
-                chosen.extend(token.map(|token| (*owner, token)));
-            }
-            sampling += began.elapsed();
-        });
-        let took = began.elapsed().saturating_sub(sampling);
-        self.stats.steps += 1;
-        self.stats.decode_us += micros(took);
-        if let Err(error) = result {
-            tracing::error!(%error, rows = self.rows.len(), "a step failed");
-            self.fail_step(&error.to_string());
-            return;
-        }
-        self.pace
-            .observe(decoding, prefill, took.as_secs_f64() * 1000.0);
-        self.stats.decode_rows += u64::from(decoding);
-        self.stats.prefill_rows += u64::from(prefill);
-        for row in &self.rows {
-            self.cache.push(row.seq, row.token);
-            if let Some(owner) = owners.get(&row.seq) {
-                self.running[*owner].decoded();
-            }
-        }
-        self.take_tokens(&chosen);
-    }
-
-    /// Makes text of the tokens that were chosen.
-    fn take_tokens(&mut self, chosen: &[(usize, Token)]) {
-        let now = Instant::now();
-        for sequence in &mut self.running {
-            if sequence.prefill_left() == 0
-                && let Some(echo) = sequence.take_echo(&*self.vocab)
-            {
-                self.events.push((sequence.arrival.id, echo));
-            }
-        }
-        let (mut bytes, mut pieces) = (Vec::new(), Vec::new());
-        for (owner, token) in chosen {
-            let sequence = &mut self.running[*owner];
-            bytes.clear();
-            let said = if self.vocab.is_end(*token) {
-                None
-            } else {
-                self.vocab.append_bytes(*token, &mut bytes);
-                Some(bytes.as_slice())
-            };
-            sequence.accept(*token, said, now, &mut pieces);
-            emit(&mut self.events, sequence, &mut pieces);
-        }
-    }
-
     fn end_embedding(&mut self) {
         self.decoder.end_embedding();
         self.embedded = None;
@@ -404,54 +300,12 @@ impl Engine<'_> {
         true
     }
 
-    /// After a failed step the sequences of its rows can't be trusted: their requests end, their cells are cleared.
-    fn fail_step(&mut self, error: &str) {
-        let failed: Vec<SeqId> = self.rows.iter().map(|row| row.seq).collect();
-        let ended = self
-            .running
-            .extract_if(.., |sequence| failed.contains(&sequence.seq));
-        for sequence in ended {
-            self.decoder.clear(sequence.seq);
-            self.cache.forget(sequence.seq);
-            self.cache.release(sequence.seq);
-            let error = EngineError::Internal(error.to_owned());
-            self.events
-                .push((sequence.arrival.id, Event::Failed(error)));
-        }
-    }
-
-    /// Ends what is done; the sequence keeps its cells for whoever continues them.
-    fn retire(&mut self) {
-        for mut sequence in self.running.extract_if(.., |sequence| sequence.is_done()) {
-            let (id, mut said) = (sequence.arrival.id, Vec::new());
-            let finished = sequence.finish(&mut said);
-            self.events
-                .extend(said.into_iter().map(|event| (id, event)));
-            let left = sequence.take_logprobs();
-            // What a stop string cut off is no part of the answer; the bytes of a broken character are.
-            if !left.is_empty()
-                && matches!(&finished, Event::Finished(outcome)
-                    if !matches!(outcome.reason, FinishReason::Stop | FinishReason::ToolCalls))
-            {
-                self.events.push((
-                    sequence.arrival.id,
-                    Event::Text {
-                        text: String::new(),
-                        thinking: false,
-                        logprobs: left,
-                    },
-                ));
-            }
-            self.events.push((sequence.arrival.id, finished));
-            self.cache.release(sequence.seq);
-        }
-    }
-
     /// Reports what happened since the last time. `false` means that nobody listens.
     fn tell(&mut self, report: &mut dyn FnMut(Report) -> bool) -> bool {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
+        self.stats.saved_bytes = self.cache.saved_bytes();
         let began = Instant::now();
         let heard = report(Report {
             events: std::mem::take(&mut self.events),
@@ -461,12 +315,6 @@ impl Engine<'_> {
         self.stats.overhead_us += micros(began.elapsed());
         heard
     }
-}
-
-fn emit(events: &mut Vec<(RequestId, Event)>, sequence: &mut Sequence, pieces: &mut Vec<Piece>) {
-    let (id, mut said) = (sequence.arrival.id, Vec::new());
-    sequence.tell(pieces, &mut said);
-    events.extend(said.into_iter().map(|event| (id, event)));
 }
 
 fn count(n: usize) -> u32 {

@@ -11,11 +11,12 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt, Request,
-    Sampling, Token, WorkerConfig,
+    CacheScope, EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt,
+    Request, Sampling, Token, WorkerConfig,
 };
 use pocket_llm::worker::decoder::{
-    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
+    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StateId, StepError,
+    Vocab,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -127,6 +128,8 @@ struct State {
     /// Whether a step's time is spent computing or asleep.
     burn: bool,
     window: Option<Position>,
+    restored: Vec<(SeqId, usize)>,
+    states: usize,
 }
 
 impl Script {
@@ -174,6 +177,16 @@ impl Script {
     /// Makes sequences forget all but the last tokens, as a sliding window does.
     pub(crate) fn forget_beyond(&self, window: Position) {
         self.state.lock().unwrap().window = Some(window);
+    }
+
+    /// Sequences that were given a state, and its tokens.
+    pub(crate) fn restored(&self) -> Vec<(SeqId, usize)> {
+        self.state.lock().unwrap().restored.clone()
+    }
+
+    /// States that are kept aside now.
+    pub(crate) fn states(&self) -> usize {
+        self.state.lock().unwrap().states
     }
 
     /// All steps so far, row by row.
@@ -236,6 +249,8 @@ impl Script {
 struct ScriptedDecoder {
     script: Arc<Script>,
     held: HashMap<SeqId, Vec<Token>>,
+    states: HashMap<StateId, Vec<Token>>,
+    next_state: u64,
 }
 
 impl ScriptedDecoder {
@@ -327,6 +342,46 @@ impl Decoder for ScriptedDecoder {
         }
     }
 
+    fn forgets(&self) -> bool {
+        self.script.state.lock().unwrap().window.is_some()
+    }
+
+    fn takes_back(&self) -> bool {
+        true
+    }
+
+    fn state_bytes(&self, seq: SeqId) -> u64 {
+        self.held.get(&seq).map_or(0, |tokens| tokens.len() as u64)
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        1
+    }
+
+    fn save(&mut self, seq: SeqId) -> Option<StateId> {
+        let state = StateId(self.next_state);
+        self.next_state += 1;
+        self.states.insert(state, self.held.get(&seq)?.clone());
+        self.script.state.lock().unwrap().states = self.states.len();
+        Some(state)
+    }
+
+    fn restore(&mut self, state: StateId, seq: SeqId) -> bool {
+        let tokens = self.states[&state].clone();
+        let restored = (seq, tokens.len());
+        self.script.state.lock().unwrap().restored.push(restored);
+        self.held.insert(seq, tokens);
+        true
+    }
+
+    fn discard(&mut self, state: StateId) {
+        assert!(
+            self.states.remove(&state).is_some(),
+            "{state:?} is not there"
+        );
+        self.script.state.lock().unwrap().states = self.states.len();
+    }
+
     /// Each token's embedding is its id, its position, and 1.
     fn embed(
         &mut self,
@@ -368,6 +423,8 @@ impl Backend for ScriptedBackend {
         let mut decoder = ScriptedDecoder {
             script: Arc::clone(&self.script),
             held: HashMap::new(),
+            states: HashMap::new(),
+            next_state: 0,
         };
         let context_per_sequence = config.ctx_size.unwrap_or(4096) / config.parallel;
         let info = ModelInfo {
@@ -378,6 +435,7 @@ impl Backend for ScriptedBackend {
             context_per_sequence,
             sequences: config.parallel,
             embedding_width: 3,
+            cache_bytes: config.cache_bytes.unwrap_or(1 << 20),
             ..ModelInfo::default()
         };
         serve(Loaded {
@@ -405,6 +463,9 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             step_ms: 300,
             places: parallel + queue,
             chat_template: None,
+            cache_bytes: None,
+            cache_scope: CacheScope::Server,
+            speculate: false,
         },
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});

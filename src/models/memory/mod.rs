@@ -10,5 +10,5 @@ mod needs;
 mod plan;
 
 pub use kernels::Kernels;
-pub use needs::{Bytes, Needs};
+pub use needs::{Bytes, Needs, logit_rows};
 pub use plan::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, DoesNotFit, Plan, plan};

@@ -2,7 +2,7 @@
 
 use super::kernels::Kernels;
 use super::needs::{Bytes, CELLS, Facts, Needs, Run};
-use crate::engine::{DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
+use crate::engine::{DEFAULT_CACHE_BYTES, DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
 use crate::models::gguf::Gguf;
 use std::fmt;
 
@@ -26,6 +26,11 @@ pub struct Asked {
     pub parallel: Option<u32>,
     /// Rows of a step at most.
     pub batch_size: Option<u32>,
+    /// Bytes for states of earlier prompts. Where nobody said a number they take what is left over, up to
+    /// [`DEFAULT_CACHE_BYTES`].
+    pub cache_bytes: Option<u64>,
+    /// Whether no tokens are drafted, which needs a little less memory.
+    pub no_drafts: bool,
 }
 
 /// How a model is to be run.
@@ -86,6 +91,8 @@ impl DoesNotFit {
 /// 2. context of a sequence (2,048, 1,024, 512 tokens): long chats are cut, short ones see no difference;
 /// 3. sequences (4, 2, 1): requests wait for one another.
 ///
+/// What is then left over is for states of earlier prompts.
+///
 /// The faster layout of the weights is not given up: computing reads the copy instead of the file, whose pages the system may
 /// then drop, so without the copy as much memory is needed, and llama.cpp is several times slower.
 pub fn plan(
@@ -126,7 +133,10 @@ fn choose(
         ctx_size: run.cells,
         parallel: run.sequences,
         batch_size: run.rows,
-        needs: facts.needs(run),
+        needs: Needs {
+            prompt_cache: asked.cache_bytes.unwrap_or(0),
+            ..facts.needs(run)
+        },
     };
     let mut tried = plan(first);
     for run in others {
@@ -135,7 +145,11 @@ fn choose(
         }
         tried = plan(run);
     }
-    Ok(if tried.needs.total() <= available {
+    let total = tried.needs.total();
+    Ok(if total <= available {
+        if asked.cache_bytes.is_none() {
+            tried.needs.prompt_cache = DEFAULT_CACHE_BYTES.min(available - total);
+        }
         Choice::Fits(tried)
     } else {
         Choice::TooLarge(tried)
@@ -165,6 +179,7 @@ fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit
         cells: 0,
         sequences,
         rows: rows(asked, sequences)?,
+        drafts: !asked.no_drafts,
     };
     let first = with(share, best)?;
     let (mut last, mut others) = (first, Vec::new());
@@ -227,11 +242,13 @@ fn rows(asked: &Asked, sequences: u32) -> Result<u32, DoesNotFit> {
 
 /// What would do instead of a plan that is too large although nothing can be reduced any more.
 fn advice(facts: &Facts, asked: &Asked, trained: u32, least: &Plan, available: u64) -> String {
-    let fits = |run: Run| facts.needs(run).total() <= available;
+    let cache = asked.cache_bytes.unwrap_or(0);
+    let fits = |run: Run| facts.needs(run).total().saturating_add(cache) <= available;
     let run = Run {
         cells: least.ctx_size,
         sequences: least.parallel,
         rows: least.batch_size,
+        drafts: !asked.no_drafts,
     };
     if asked.ctx_size.is_some()
         && let Some(cells) = most_cells(run, fits)

@@ -151,6 +151,8 @@ fn recipe(
         ctx_size: Some(info.context_per_sequence),
         parallel: Some(1),
         batch_size: Some(rows),
+        cache_bytes: Some(0),
+        no_drafts: true,
     };
     let plan = plan(header, &asked, Kernels::here(), None).map_err(|error| error.to_string())?;
     let bytes = plan.needs.kv + plan.needs.compute + plan.needs.output;
