@@ -109,6 +109,8 @@ pub(super) fn sum(usages: &[Usage], choices_of_a_prompt: usize) -> Usage {
             sum.prompt_ms += usage.prompt_ms;
         }
         sum.completion_tokens += usage.completion_tokens;
+        sum.drafted_tokens += usage.drafted_tokens;
+        sum.draft_tokens_kept += usage.draft_tokens_kept;
         sum.queue_ms = sum.queue_ms.max(usage.queue_ms);
         sum.ttft_ms = sum.ttft_ms.max(usage.ttft_ms);
         sum.predicted_ms = sum.predicted_ms.max(usage.predicted_ms);

@@ -69,6 +69,8 @@ pub(super) fn timings() -> Value {
             ("predicted_ms", number()),
             ("predicted_per_token_ms", or_null(number())),
             ("predicted_per_second", or_null(number())),
+            ("draft_n", whole()),
+            ("draft_n_accepted", whole()),
             ("queue_ms", number()),
             ("ttft_ms", number()),
         ],
