@@ -12,7 +12,7 @@ mod models;
 
 use pocket_llm::engine::{
     CacheScope, EngineHandle, EngineOptions, EngineState, Event, Format, Launch, Message, Prompt,
-    Request, Role, Sampling, WorkerConfig,
+    Request, Role, Sampling, Speculate, WorkerConfig,
 };
 use serde_json::json;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn options(threads: u32) -> EngineOptions {
             chat_template: None,
             cache_bytes: None,
             cache_scope: CacheScope::Server,
-            speculate: false,
+            speculate: Speculate::Off,
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

@@ -7,8 +7,8 @@ mod models;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use models::test_model;
 use pocket_llm::engine::{
-    CacheScope, EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Usage,
-    WorkerConfig,
+    CacheScope, EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request,
+    Speculate, Usage, WorkerConfig,
 };
 use pocket_llm::worker;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ async fn start(parallel: u32) -> EngineHandle {
             chat_template: None,
             cache_bytes: None,
             cache_scope: CacheScope::Server,
-            speculate: false,
+            speculate: Speculate::Off,
         },
         launch: Launch::Thread(Arc::new(|stream| {
             worker::serve(stream, &worker::llama::Llama, || {});

@@ -1,6 +1,8 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
-use crate::engine::{CacheScope, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
+use crate::engine::{
+    CacheScope, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, Speculate, WorkerConfig,
+};
 use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
@@ -127,7 +129,7 @@ pub struct EngineArgs {
         default_value_t,
         value_name = "WHEN"
     )]
-    pub speculate: Speculate,
+    pub speculate: Guess,
 
     /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
     /// a reserve]
@@ -475,12 +477,24 @@ impl From<Scope> for CacheScope {
 
 /// When tokens are guessed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Speculate {
+pub enum Guess {
     /// Where it is measured to be faster.
     #[default]
     Auto,
+    /// Wherever there is something to guess from, whatever it costs: for measurements.
+    Always,
     /// Never.
     Off,
+}
+
+impl From<Guess> for Speculate {
+    fn from(guess: Guess) -> Self {
+        match guess {
+            Guess::Auto => Self::Auto,
+            Guess::Always => Self::Always,
+            Guess::Off => Self::Off,
+        }
+    }
 }
 
 /// An empty variable of the environment is one that is not set.
@@ -540,7 +554,7 @@ impl EngineArgs {
             chat_template: None,
             cache_bytes,
             cache_scope: self.cache_scope.into(),
-            speculate: self.speculate == Speculate::Auto,
+            speculate: self.speculate.into(),
         };
         Ok(PoolSettings {
             engine: EngineOptions {
@@ -555,7 +569,7 @@ impl EngineArgs {
                 parallel,
                 batch_size: self.batch_size,
                 cache_bytes,
-                no_drafts: self.speculate == Speculate::Off,
+                no_drafts: self.speculate == Guess::Off,
             },
             kernels: machine.kernels,
             memory: self.memory.map(|mebibytes| mebibytes << 20),

@@ -11,7 +11,8 @@ mod schemas;
 mod scripted;
 
 use pocket_llm::engine::{
-    CacheScope, EngineError, EngineHandle, Event, FinishReason, Format, Request, Sampling, Token,
+    CacheScope, EngineError, EngineHandle, Event, FinishReason, Format, Request, Sampling,
+    Speculate, Token,
 };
 use schemas::{Random, schema};
 use scripted::{END, Script, Told, engine, read, request};
@@ -342,7 +343,7 @@ mod real {
                 chat_template: None,
                 cache_bytes: None,
                 cache_scope: CacheScope::Server,
-                speculate: false,
+                speculate: Speculate::Off,
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
             stall: Duration::from_mins(2),

@@ -80,6 +80,8 @@ impl Machine {
             ctx_size: Some(2048),
             parallel: Some(2),
             batch_size: Some(64),
+            cache_bytes: Some(0),
+            no_drafts: true,
         };
         let header = Gguf::read(&folder.path().join("a.gguf")).unwrap();
         let one = plan(&header, &asked, Kernels::default(), None).unwrap();

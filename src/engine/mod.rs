@@ -388,8 +388,21 @@ pub struct WorkerConfig {
     pub cache_bytes: Option<u64>,
     /// Whose prompts and answers a request may profit from.
     pub cache_scope: CacheScope,
-    /// Whether tokens are guessed and decoded together with those that are due.
-    pub speculate: bool,
+    /// When tokens are guessed and decoded together with those that are due.
+    pub speculate: Speculate,
+}
+
+/// When tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculate {
+    /// Never.
+    Off,
+    /// Where that is measured to be faster.
+    #[default]
+    Auto,
+    /// Wherever there is a guess, as if further rows cost little.
+    Always,
 }
 
 /// Bytes for states of earlier prompts where nobody said a number.

@@ -90,6 +90,7 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
+    config.cache_bytes = Some(plan.needs.prompt_cache);
     Ok(config)
 }
 

@@ -23,8 +23,8 @@ pub mod tools;
 use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use crate::engine::{
-    Answer, EngineError, Event, Format, Prompt, Question, Request, ToolChoice, Tools, Work,
-    WorkerConfig,
+    Answer, EngineError, Event, Format, Prompt, Question, Request, Speculate, ToolChoice, Tools,
+    Work, WorkerConfig,
 };
 use crate::models::memory::logit_rows;
 use constraint::{Compiler, Form, Job, Plan, Start};
@@ -32,6 +32,7 @@ use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
 use sequence::Arrival;
+use speculation::Costs;
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,7 +180,11 @@ fn answer(
         pooling: info.pooling,
         cache_bytes: info.cache_bytes,
         cache_scope: config.cache_scope,
-        draft_rows: if config.speculate && decoder.takes_back() {
+        costs: match config.speculate {
+            Speculate::Always => Some(Costs::little()),
+            Speculate::Auto | Speculate::Off => None,
+        },
+        draft_rows: if config.speculate != Speculate::Off && decoder.takes_back() {
             logit_rows(info.vocab_size).min(config.batch_size)
         } else {
             0

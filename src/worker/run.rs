@@ -58,6 +58,8 @@ pub struct Sizes {
     pub cache_bytes: u64,
     /// Whose prompts and answers a request may profit from.
     pub cache_scope: CacheScope,
+    /// What rows are taken to cost where drafts are not to depend on what was measured.
+    pub costs: Option<Costs>,
     /// Rows of a step that may ask for logits, where tokens are drafted; 0 drafts none.
     pub draft_rows: u32,
 }
@@ -93,7 +95,7 @@ pub fn run(
         cache: Cache::new(sizes.sequences, rules),
         pace: Pace::new(sizes.step_ms),
         pool: Pool::new(apart),
-        costs: Costs::default(),
+        costs: sizes.costs.unwrap_or_default(),
         events: Vec::new(),
         rows: Vec::new(),
         stats: WorkerStats {

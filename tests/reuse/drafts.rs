@@ -3,7 +3,8 @@
 use crate::scripted::{Script, Told, read, request};
 use crate::{engine_with, rows};
 use pocket_llm::engine::{
-    CacheScope, EngineHandle, Event, FinishReason, Format, Request, Sampling, WorkerConfig,
+    CacheScope, EngineHandle, Event, FinishReason, Format, Request, Sampling, Speculate,
+    WorkerConfig,
 };
 use pocket_llm::worker::decoder::Row;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ async fn guessing(
     let script = Arc::new(Script::default());
     script.take_time(Duration::from_millis(1));
     let engine = engine_with(&script, parallel, |config| {
-        config.speculate = true;
+        config.speculate = Speculate::Auto;
         wanted(config);
     })
     .await;
@@ -62,7 +63,7 @@ async fn a_loop_is_said_in_few_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_guessed_where_that_is_off() {
-    let (_, engine) = guessing(1, |config| config.speculate = false).await;
+    let (_, engine) = guessing(1, |config| config.speculate = Speculate::Off).await;
     let told = ask(
         &engine,
         Request {
@@ -112,9 +113,9 @@ async fn an_answer_ends_where_it_ends_in_the_middle_of_a_draft_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_said_does_not_depend_on_drafts() {
     let (_, with) = guessing(1, |_| {}).await;
-    let (_, without) = guessing(1, |config| config.speculate = false).await;
+    let (_, without) = guessing(1, |config| config.speculate = Speculate::Off).await;
     let mut kept = 0;
-    for seed in 0..24 {
+    for (index, seed) in (0..24).enumerate() {
         let narrow = Sampling {
             temperature: 1.0,
             seed,
@@ -143,7 +144,7 @@ async fn what_is_said_does_not_depend_on_drafts() {
             ignore_eos: true,
             logprobs: (seed % 4 == 0).then_some(2),
             format: (seed % 5 == 0).then(|| Format::Regex("([a-c ]{3,9},)*".into())),
-            ..request(prompts[seed as usize % prompts.len()])
+            ..request(prompts[index % prompts.len()])
         };
         let (told, plain) = (ask(&with, asked.clone()).await, ask(&without, asked).await);
         assert_eq!(told.text, plain.text, "seed {seed}");

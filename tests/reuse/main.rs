@@ -4,7 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod drafts;
+#[cfg(feature = "llama")]
+#[path = "../support/models.rs"]
+mod models;
 mod prefix;
+#[cfg(feature = "llama")]
+mod real;
 #[path = "../support/scripted.rs"]
 mod scripted;
 

@@ -12,7 +12,7 @@
 
 use pocket_llm::engine::{
     CacheScope, EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt,
-    Request, Sampling, Token, WorkerConfig,
+    Request, Sampling, Speculate, Token, WorkerConfig,
 };
 use pocket_llm::worker::decoder::{
     Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StateId, StepError,
@@ -465,7 +465,7 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             chat_template: None,
             cache_bytes: None,
             cache_scope: CacheScope::Server,
-            speculate: false,
+            speculate: Speculate::Off,
         },
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});

@@ -249,6 +249,8 @@ pub(crate) fn finished(reason: FinishReason) -> Event {
             prompt_tokens: 5,
             cached_tokens: 2,
             completion_tokens: 4,
+            drafted_tokens: 0,
+            draft_tokens_kept: 0,
             queue_ms: 1.5,
             prompt_ms: 30.0,
             ttft_ms: 31.5,

@@ -290,10 +290,15 @@ struct With<'a>(&'a Asked);
 
 impl fmt::Display for With<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = self
+            .0
+            .cache_bytes
+            .map(|bytes| u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         let flags = [
             ("--ctx-size", self.0.ctx_size),
             ("--parallel", self.0.parallel),
             ("--batch-size", self.0.batch_size),
+            ("--cache-mib", mebibytes),
         ];
         let mut word = " with";
         for (flag, number) in flags {

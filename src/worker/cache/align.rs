@@ -92,9 +92,14 @@ mod tests {
     const A: u32 = b'a' as u32;
     const B: u32 = b'b' as u32;
 
-    fn shared(held: &[u32], said: &[Range<usize>], prompt: &[u32]) -> (usize, usize) {
+    fn shared(
+        held: &[u32],
+        said: impl Into<Option<Range<usize>>>,
+        prompt: &[u32],
+    ) -> (usize, usize) {
+        let said: Vec<_> = said.into().into_iter().collect();
         let tokens = |ids: &[u32]| ids.iter().copied().map(Token).collect::<Vec<_>>();
-        let common = common(&tokens(held), said, &tokens(prompt), &Doubles);
+        let common = common(&tokens(held), &said, &tokens(prompt), &Doubles);
         (common.held, common.prompt)
     }
 
@@ -103,38 +108,34 @@ mod tests {
         // Said: aa b a a, asked back: a a b aa, then a border and a new turn.
         let held = [CONTROL, AA, B, A, A];
         let prompt = [CONTROL, A, A, B, AA, CONTROL, B];
-        assert_eq!(shared(&held, &[1..5], &prompt), (5, 5));
+        assert_eq!(shared(&held, 1..5, &prompt), (5, 5));
         assert_eq!(
-            shared(&held, &[], &prompt),
+            shared(&held, None, &prompt),
             (1, 1),
             "in a prompt tokens count"
         );
-        assert_eq!(
-            shared(&held, std::slice::from_ref(&(1..2)), &prompt),
-            (3, 4),
-            "until the range ends"
-        );
+        assert_eq!(shared(&held, 1..2, &prompt), (3, 4), "until the range ends");
     }
 
     #[test]
     fn only_the_same_text_counts() {
-        assert_eq!(shared(&[AA, B], &[0..2], &[A, B]), (0, 0));
-        assert_eq!(shared(&[A, A], &[0..2], &[AA]), (2, 1));
-        assert_eq!(shared(&[AA], &[0..1], &[A]), (0, 0), "half a token is none");
+        assert_eq!(shared(&[AA, B], 0..2, &[A, B]), (0, 0));
+        assert_eq!(shared(&[A, A], 0..2, &[AA]), (2, 1));
+        assert_eq!(shared(&[AA], 0..1, &[A]), (0, 0), "half a token is none");
         assert_eq!(
-            shared(&[AA, A], &[0..2], &[A, CONTROL, A]),
+            shared(&[AA, A], 0..2, &[A, CONTROL, A]),
             (0, 0),
             "a control token is no text"
         );
-        assert_eq!(shared(&[CONTROL, A], &[0..2], &[A]), (0, 0));
+        assert_eq!(shared(&[CONTROL, A], 0..2, &[A]), (0, 0));
     }
 
     #[test]
     fn equal_tokens_need_no_text() {
         assert_eq!(
-            shared(&[1, 2, CONTROL, 3], &[], &[1, 2, CONTROL, 4]),
+            shared(&[1, 2, CONTROL, 3], None, &[1, 2, CONTROL, 4]),
             (3, 3)
         );
-        assert_eq!(shared(&[], &[], &[1]), (0, 0));
+        assert_eq!(shared(&[], None, &[1]), (0, 0));
     }
 }

@@ -188,7 +188,7 @@ impl Cache {
             .map(|held| self.shared(held, wanted, facts))
             .collect();
         let in_place = |index: usize| self.in_place(index, shared[index], wanted, facts);
-        let (index, mut offer) = self.idle_one(|index| in_place(index))?;
+        let (index, mut offer) = self.idle_one(in_place)?;
         let best = self.elsewhere(&shared, wanted, facts, |_| true);
         let mut target = index;
         if let Some(best) = best

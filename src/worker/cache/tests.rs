@@ -93,9 +93,9 @@ fn take(cache: &mut Cache, prompt: &[u32]) -> Choice {
 /// Decodes what is left of a prompt and says an answer.
 fn answer(cache: &mut Cache, choice: &Choice, prompt: &[u32], answer: &[u32]) {
     cache.advance(choice.seq, prompt.len() - choice.start.length() as usize);
-    tokens(answer)
-        .into_iter()
-        .for_each(|token| cache.push(choice.seq, token));
+    for token in tokens(answer) {
+        cache.push(choice.seq, token);
+    }
 }
 
 /// Lets a request run through.

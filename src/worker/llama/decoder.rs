@@ -206,7 +206,7 @@ impl Decoder for LlamaDecoder<'_> {
         };
         // What does not fit leaves the sequence empty.
         match self.context.state_seq_set(state, seq.0.cast_signed()) {
-            Ok(_) => *held = *tokens,
+            Ok(()) => *held = *tokens,
             Err(error) => {
                 tracing::warn!(%error, ?seq, "a sequence could not be restored");
                 return false;

@@ -14,7 +14,7 @@ mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
 use crate::device::memory::Free;
-use crate::engine::{ModelInfo, Pooling, WorkerConfig};
+use crate::engine::{ModelInfo, Pooling, Speculate, WorkerConfig};
 use crate::models::gguf::Gguf;
 use crate::models::memory::{Asked, Bytes, Kernels, Needs, Plan, plan};
 use decoder::LlamaDecoder;
@@ -120,7 +120,7 @@ fn make_plan(header: &Gguf, config: &WorkerConfig) -> Result<Plan, LoadError> {
         parallel: Some(config.parallel),
         batch_size: Some(config.batch_size),
         cache_bytes: config.cache_bytes,
-        no_drafts: !config.speculate,
+        no_drafts: config.speculate == Speculate::Off,
     };
     let available = Free::here().map(|free| free.bytes);
     let plan = plan(header, &asked, Kernels::here(), available)

@@ -173,6 +173,9 @@ impl Engine<'_> {
         self.stats.decode_rows += u64::from(decoding);
         self.stats.prefill_rows += u64::from(prefill);
         self.pace.observe(decoding, prefill, ms);
+        if self.sizes.costs.is_some() {
+            return;
+        }
         // Only a step of one pass says what a pass costs; of two, the second one's part.
         let mut sizes: Vec<usize> = shares
             .iter()

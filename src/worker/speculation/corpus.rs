@@ -173,7 +173,9 @@ mod tests {
 
     fn corpus(ids: &[u32], capacity: usize) -> Corpus {
         let mut corpus = Corpus::new(capacity);
-        ids.iter().for_each(|id| corpus.push(Token(*id)));
+        for id in ids {
+            corpus.push(Token(*id));
+        }
         corpus
     }
 

@@ -8,12 +8,20 @@ const NEW: f32 = 0.2;
 const ASSUMED: f32 = 0.2;
 
 /// Times of passes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Costs {
     ms: [Option<f32>; ROWS.len()],
 }
 
 impl Costs {
+    /// Costs as if another row took a hundredth of a pass.
+    pub fn little() -> Self {
+        let mut costs = Self::default();
+        costs.observe(1, 100.0);
+        costs.observe(128, 227.0);
+        costs
+    }
+
     /// Takes in that a pass of `rows` rows took `ms` milliseconds.
     pub fn observe(&mut self, rows: u32, ms: f32) {
         if !ms.is_finite() || ms <= 0.0 || rows == 0 || rows > ROWS[ROWS.len() - 1] {
@@ -44,7 +52,7 @@ impl Costs {
                 .filter_map(|(rows, ms)| Some((number(*rows), (*ms)?)))
         };
         let rows = number(rows);
-        let below = known().filter(|(at, _)| *at <= rows).last();
+        let below = known().rfind(|(at, _)| *at <= rows);
         let above = known().find(|(at, _)| *at >= rows);
         let ms = match (below, above) {
             (Some((from, less)), Some((to, more))) if to > from => {

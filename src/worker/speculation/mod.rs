@@ -42,8 +42,7 @@ pub struct Pool {
     corpora: Vec<(String, Corpus)>,
     tokens_each: usize,
     clients: usize,
-    own: Odds,
-    pool: Odds,
+    odds: BySource,
 }
 
 impl Pool {
@@ -55,8 +54,7 @@ impl Pool {
             corpora: Vec::new(),
             tokens_each: POOL_TOKENS / clients,
             clients,
-            own: Odds::default(),
-            pool: Odds::default(),
+            odds: BySource::default(),
         }
     }
 
@@ -73,7 +71,9 @@ impl Pool {
         }
         corpus.end_text();
         let begin = answer.saturating_sub(LEAD).min(text.len());
-        text[begin..].iter().for_each(|token| corpus.push(*token));
+        for token in &text[begin..] {
+            corpus.push(*token);
+        }
         self.corpora.push((owner, corpus));
     }
 
@@ -88,13 +88,6 @@ impl Pool {
     fn owner<'a>(&self, client: &'a str) -> &'a str {
         if self.clients > 1 { client } else { "" }
     }
-
-    fn odds(&mut self, source: Source) -> &mut Odds {
-        match source {
-            Source::Own => &mut self.own,
-            Source::Pool => &mut self.pool,
-        }
-    }
 }
 
 /// Where a draft comes from.
@@ -104,6 +97,20 @@ enum Source {
     Own,
     /// Earlier answers.
     Pool,
+}
+
+/// What drafts from each source were worth.
+#[derive(Clone, Debug, Default)]
+struct BySource([Odds; 2]);
+
+impl BySource {
+    fn of(&self, source: Source) -> &Odds {
+        &self.0[source as usize]
+    }
+
+    fn learn(&mut self, source: Source, length: usize, came_true: bool) {
+        self.0[source as usize].learn(length, came_true);
+    }
 }
 
 /// What a sequence will say next, perhaps.
@@ -119,8 +126,7 @@ struct Guess {
 pub struct Drafter {
     client: String,
     text: Corpus,
-    own: Odds,
-    pool: Odds,
+    odds: BySource,
     guess: Option<Guess>,
 }
 
@@ -128,19 +134,22 @@ impl Drafter {
     /// A drafter for an answer to `prompt`, whose text may grow to `longest` tokens.
     pub fn new(client: &str, prompt: &[Token], longest: usize) -> Self {
         let mut text = Corpus::new(longest);
-        prompt.iter().for_each(|token| text.push(*token));
+        for token in prompt {
+            text.push(*token);
+        }
         Self {
             client: client.to_owned(),
             text,
-            own: Odds::default(),
-            pool: Odds::default(),
+            odds: BySource::default(),
             guess: None,
         }
     }
 
     /// Takes in what was said next; the guess at it is compared and forgotten.
     pub fn said(&mut self, tokens: &[Token], pool: &mut Pool) {
-        tokens.iter().for_each(|token| self.text.push(*token));
+        for token in tokens {
+            self.text.push(*token);
+        }
         let Some(mut guess) = self.guess.take() else {
             return;
         };
@@ -148,8 +157,8 @@ impl Drafter {
         for (length, (guessed, said)) in (guess.found.length..).zip(guess.tokens.iter().zip(tokens))
         {
             let came_true = guessed == said;
-            pool.odds(guess.source).learn(length, came_true);
-            self.odds(guess.source).learn(length, came_true);
+            pool.odds.learn(guess.source, length, came_true);
+            self.odds.learn(guess.source, length, came_true);
             if !came_true {
                 break;
             }
@@ -186,10 +195,7 @@ impl Drafter {
                 }
             }
         }
-        let (odds, belief) = match source {
-            Source::Own => (&self.own, &pool.own),
-            Source::Pool => (&self.pool, &pool.pool),
-        };
+        let (odds, belief) = (self.odds.of(source), pool.odds.of(source));
         let lengths = found.length..found.length + tokens.len();
         let chances = lengths.scan(1.0, |chance, length| {
             *chance *= odds.chance_among(belief, length.min(LONGEST_MATCH));
@@ -210,13 +216,6 @@ impl Drafter {
     pub fn draft(&self, length: usize) -> &[Token] {
         let tokens = self.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
         &tokens[..length.min(tokens.len())]
-    }
-
-    fn odds(&mut self, source: Source) -> &mut Odds {
-        match source {
-            Source::Own => &mut self.own,
-            Source::Pool => &mut self.pool,
-        }
     }
 }
 
@@ -384,8 +383,14 @@ mod tests {
         let short = plan(std::slice::from_ref(&unsure), &costs(1.0), 0.0, 128)[0];
         assert!((1..=4).contains(&short), "{short}");
         // A row that costs as much as a pass is never worth a chance.
-        assert_eq!(plan(&[sure.clone()], &costs(10.0), 0.0, 128), [0]);
-        assert_eq!(plan(&[sure.clone()], &Costs::default(), 0.0, 128), [0]);
+        assert_eq!(
+            plan(std::slice::from_ref(&sure), &costs(10.0), 0.0, 128),
+            [0]
+        );
+        assert_eq!(
+            plan(std::slice::from_ref(&sure), &Costs::default(), 0.0, 128),
+            [0]
+        );
         // Beside a long chunk of a prompt rows weigh less.
         assert!(plan(&[unsure], &costs(1.0), 300.0, 128)[0] > short);
         assert_eq!(plan(&[], &costs(1.0), 0.0, 128), [0; 0]);
