@@ -293,6 +293,7 @@ impl fmt::Display for With<'_> {
         let mebibytes = self
             .0
             .cache_bytes
+            .filter(|bytes| *bytes > 0)
             .map(|bytes| u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         let flags = [
             ("--ctx-size", self.0.ctx_size),

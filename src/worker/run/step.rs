@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// Prompts of models that forget are saved at their end if they are as long as this: a shorter one is soon decoded again.
 const WORTH_A_STATE: usize = 128;
 
+/// A pass in which all rows have logits takes about so much longer than one in which one row has.
+const LOGITS: f32 = 1.3;
+
 /// What a sequence has in a step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
@@ -188,9 +191,14 @@ impl Engine<'_> {
         };
         #[expect(clippy::cast_possible_truncation, reason = "milliseconds")]
         let ms = ms as f32;
-        if least == most {
+        if prefill > 0 {
+            // Only one row of a prompt has logits, which are a good part of a pass in a small model.
+            if sizes.len() == 1 {
+                self.costs.guess(prefill, ms * LOGITS);
+            }
+        } else if least == most {
             self.costs.observe(count(self.rows.len()), ms);
-        } else if prefill == 0 && *least == 1 {
+        } else if *least == 1 {
             let longer = sizes
                 .iter()
                 .filter(|rows| **rows > 1)

@@ -6,11 +6,21 @@ const ROWS: [u32; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 const NEW: f32 = 0.2;
 /// Before a pass of several rows was seen, each row costs this part of a whole pass. Rather too little: the first draft will tell.
 const ASSUMED: f32 = 0.2;
+/// With each pass, what was not seen for long gets nearer to what is assumed, by this part: after a time when the machine was busy
+/// with other things, drafts are tried again.
+const FADING: f32 = 0.001;
 
 /// Times of passes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Costs {
-    ms: [Option<f32>; ROWS.len()],
+    ms: [Option<Time>; ROWS.len()],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Time {
+    ms: f32,
+    /// Whether it was only guessed from something else.
+    guessed: bool,
 }
 
 impl Costs {
@@ -22,23 +32,47 @@ impl Costs {
         costs
     }
 
-    /// Takes in that a pass of `rows` rows took `ms` milliseconds.
+    /// Takes in that a pass of `rows` rows, each with logits, took `ms` milliseconds.
     pub fn observe(&mut self, rows: u32, ms: f32) {
-        if !ms.is_finite() || ms <= 0.0 || rows == 0 || rows > ROWS[ROWS.len() - 1] {
+        let Some(class) = class(rows).filter(|_| ms.is_finite() && ms > 0.0) else {
             return;
-        }
-        let class = class(rows);
+        };
         // Scaled to the class's own number of rows, as far as that is known.
-        let expected = self.ms(rows);
-        let scaled = match (self.ms[class], expected) {
-            (Some(known), Some(expected)) if expected > 0.0 => ms * known / expected,
+        let known = self.ms[class].filter(|time| !time.guessed);
+        let scaled = match (known, self.ms(rows)) {
+            (Some(known), Some(expected)) if expected > 0.0 => ms * known.ms / expected,
             _ => ms,
         };
-        self.ms[class] = Some(match self.ms[class] {
-            None => scaled,
-            // A pass that the system interrupted counts as twice as long as usual, however long it took.
-            Some(old) => old + NEW * (scaled.min(2.0 * old) - old),
+        // A pass that the system interrupted counts as twice as long as usual, however long it took.
+        let ms = known.map_or(scaled, |old| {
+            old.ms + NEW * (scaled.min(2.0 * old.ms) - old.ms)
         });
+        self.ms[class] = Some(Time { ms, guessed: false });
+        self.fade(class);
+    }
+
+    /// Takes in what a pass of as many rows takes, by another measure, until one is seen.
+    pub fn guess(&mut self, rows: u32, ms: f32) {
+        let class = class(rows).filter(|_| ms.is_finite() && ms > 0.0);
+        if let Some(class) = class
+            && self.ms[class].is_none_or(|time| time.guessed)
+        {
+            self.ms[class] = Some(Time { ms, guessed: true });
+        }
+    }
+
+    fn fade(&mut self, seen: usize) {
+        let Some(one) = self.ms[0] else { return };
+        let others = self.ms.iter_mut().zip(ROWS).enumerate().skip(1);
+        for (class, (time, rows)) in others {
+            let assumed = assumed(one.ms, number(rows));
+            if let Some(time) = time
+                && class != seen
+                && time.ms > assumed
+            {
+                time.ms += FADING * (assumed - time.ms);
+            }
+        }
     }
 
     /// How long a pass of `rows` rows will take, in milliseconds; `None` before anything was seen.
@@ -49,7 +83,7 @@ impl Costs {
         let known = || {
             ROWS.iter()
                 .zip(&self.ms)
-                .filter_map(|(rows, ms)| Some((number(*rows), (*ms)?)))
+                .filter_map(|(rows, ms)| Some((number(*rows), (*ms)?.ms)))
         };
         let rows = number(rows);
         let below = known().rfind(|(at, _)| *at <= rows);
@@ -60,7 +94,7 @@ impl Costs {
             }
             (Some((_, ms)), Some(_)) => ms,
             // Beyond what was seen: in proportion, as if the rows seen last said what a row costs.
-            (Some((1.0, ms)), None) => ms * (1.0 + ASSUMED * (rows - 1.0)),
+            (Some((1.0, ms)), None) => assumed(ms, rows),
             (Some((at, ms)), None) => ms * rows / at,
             (None, Some((at, ms))) => ms * (1.0 - 0.5 * (at - rows) / at),
             (None, None) => return None,
@@ -69,9 +103,16 @@ impl Costs {
     }
 }
 
+fn assumed(one: f32, rows: f32) -> f32 {
+    one * (1.0 + ASSUMED * (rows - 1.0))
+}
+
 /// The class of a pass: the largest whose rows it has.
-fn class(rows: u32) -> usize {
-    ROWS.iter().rposition(|least| *least <= rows).unwrap_or(0)
+fn class(rows: u32) -> Option<usize> {
+    let most = ROWS[ROWS.len() - 1];
+    ROWS.iter()
+        .rposition(|least| *least <= rows)
+        .filter(|_| rows <= most)
 }
 
 fn number(rows: u32) -> f32 {
@@ -105,6 +146,31 @@ mod tests {
         near(4, 16.0);
         near(16, 48.0);
         assert!(costs.ms(128) > costs.ms(64));
+    }
+
+    #[test]
+    fn a_guess_holds_until_something_is_seen() {
+        let mut costs = Costs::default();
+        costs.guess(64, 100.0);
+        assert_eq!(costs.ms(64), Some(100.0));
+        costs.observe(64, 150.0);
+        costs.guess(64, 100.0);
+        assert_eq!(costs.ms(64), Some(150.0));
+    }
+
+    #[test]
+    fn what_was_slow_once_is_tried_again() {
+        let mut costs = Costs::default();
+        costs.observe(1, 10.0);
+        costs.observe(8, 1000.0);
+        for _ in 0..3000 {
+            costs.observe(1, 10.0);
+        }
+        assert!(
+            costs.ms(8).is_some_and(|ms| (24.0..100.0).contains(&ms)),
+            "{:?}",
+            costs.ms(8)
+        );
     }
 
     #[test]
