@@ -385,10 +385,13 @@ pub struct WorkerConfig {
     pub chat_template: Option<String>,
     /// Bytes that states of earlier prompts may take beside the KV cache; `None` is as many as there is room for, up to
     /// [`DEFAULT_CACHE_BYTES`].
+    #[serde(default)]
     pub cache_bytes: Option<u64>,
     /// Whose prompts and answers a request may profit from.
+    #[serde(default)]
     pub cache_scope: CacheScope,
     /// When tokens are guessed and decoded together with those that are due.
+    #[serde(default)]
     pub speculate: Speculate,
 }
 
