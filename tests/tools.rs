@@ -53,6 +53,7 @@ fn tools(choice: ToolChoice) -> Tools {
     Tools {
         tools: vec![tool("get_weather", Some(city)), tool("clock", None)],
         choice,
+        allowed: None,
         parallel: true,
     }
 }

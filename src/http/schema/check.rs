@@ -102,6 +102,8 @@ fn length(text: &str, least: usize, most: usize) -> Result<(), Fault> {
     }
     let what = if most == usize::MAX && least == 1 {
         "must not be empty".into()
+    } else if most == 0 {
+        "must be empty".into()
     } else {
         format!("must have {least} to {most} characters")
     };

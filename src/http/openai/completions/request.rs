@@ -1,5 +1,6 @@
 //! From a body to requests that can't be wrong.
 
+use super::super::Asked;
 use super::super::sampling::{CLASSIC_FIELDS, Common, FIELDS};
 use super::super::{format, prompts};
 use crate::engine::{Format, MOST_ALTERNATIVES, Prompt, Request};
@@ -21,7 +22,7 @@ const COMPLETION: &[Field] = &[
     optional("echo", Shape::Flag, "true begins the answer with the prompt"),
     optional("logprobs", Shape::between(0, MOST_ALTERNATIVES), "log-probabilities, with so many alternatives for each token"),
     optional("best_of", Shape::between(1, MOST_CHOICES), "at most `n`: all answers that are made are given"),
-    optional("suffix", Shape::Absent("this server can't write what comes before a text"), "not possible"),
+    optional("suffix", Shape::Text { least: 0, most: 0 }, "not possible: only an empty one is accepted"),
 ];
 
 /// What was asked, checked.
@@ -33,6 +34,12 @@ pub(super) struct CompletionRequest {
     max_tokens: u32,
     pub(super) echo: bool,
     format: Option<Format>,
+}
+
+impl Asked for CompletionRequest {
+    fn model(&self) -> Option<&str> {
+        self.common.model.as_deref()
+    }
 }
 
 impl CompletionRequest {
