@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_token_goes_with_the_text_that_it_has_a_part_in() {
-        let table: &[(Think, &[&[u8]], &str, &[&[u8]], u32)] = &[
+        type Tokens = &'static [&'static [u8]];
+        let table: &[(Think, Tokens, &str, Tokens, u32)] = &[
             (
                 Think::Inside,
                 &[b"hm", b"</think>", b"\n", b"a", b"b"],

@@ -371,16 +371,15 @@ impl<'a> Outlet<'a> {
         if more.is_empty() {
             return;
         }
-        match self.events[self.first..].last_mut() {
-            Some(Event::Text { text, .. }) => text.push_str(more),
-            _ => {
-                self.begins.push(self.at);
-                self.events.push(Event::Text {
-                    text: more.to_owned(),
-                    thinking: false,
-                    logprobs: Vec::new(),
-                });
-            }
+        if let Some(Event::Text { text, .. }) = self.events[self.first..].last_mut() {
+            text.push_str(more);
+        } else {
+            self.begins.push(self.at);
+            self.events.push(Event::Text {
+                text: more.to_owned(),
+                thinking: false,
+                logprobs: Vec::new(),
+            });
         }
         self.at += more.len();
     }

@@ -68,16 +68,6 @@ async fn wrong_fields_are_named() {
         say(json!({"tools": [{"type": "web_search"}]})),
         say(json!({"tool_choice": "required"})),
         say(json!({"tool_choice": {"type": "function", "function": {"name": "b"}}})),
-        say(
-            json!({"tools": [twice], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [twice, {"type": "function", "function": {"name": "b"}}]}}}),
-        ),
-        say(
-            json!({"tools": [twice], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}}),
-        ),
-        say(
-            json!({"tools": [twice], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [twice]}}}),
-        ),
-        say(json!({"deadline_ms": 0})),
         say(json!({"response_format": {"type": "xml"}})),
         say(json!({"response_format": {"type": "json_schema"}})),
         say(json!({"response_format": "json"})),

@@ -187,7 +187,7 @@ async fn many_tokens_are_written_as_they_are() {
     let body = json!({"content": content, "with_pieces": true});
     let answer = post(&server, "/tokenize", &body).await.text();
     let expected = r#"{"tokens":[{"id":97,"piece":"a"},{"id":246,"piece":[195]},{"id":97,"piece":"a"},{"id":246,"piece":"ö"},"#;
-    assert!(answer.starts_with(expected), "{:.200}", answer);
+    assert!(answer.starts_with(expected), "{answer:.200}");
     let tokens: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(tokens["tokens"].as_array().unwrap().len(), 10_000);
 }

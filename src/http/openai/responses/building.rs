@@ -266,20 +266,21 @@ impl Building {
             "top_logprobs": self.top_logprobs,
             "top_p": short(self.top_p),
             "truncation": "disabled",
-            "usage": usage.map(|usage| self.usage(usage)),
+            "usage": usage.map(counted),
             "timings": usage.map(Timings::from),
         })
     }
+}
 
-    fn usage(&self, usage: &Usage) -> Value {
-        json!({
-            "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        })
-    }
+/// The tokens, in the words of responses.
+fn counted(usage: &Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
+    })
 }
 
 /// A token with its log-probability and its alternatives'.
