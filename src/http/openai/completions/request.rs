@@ -22,7 +22,7 @@ const COMPLETION: &[Field] = &[
     optional("echo", Shape::Flag, "true begins the answer with the prompt"),
     optional("logprobs", Shape::between(0, MOST_ALTERNATIVES), "log-probabilities, with so many alternatives for each token"),
     optional("best_of", Shape::between(1, MOST_CHOICES), "at most `n`: all answers that are made are given"),
-    optional("suffix", Shape::Text { least: 0, most: 0 }, "not possible: only an empty one is accepted"),
+    optional("suffix", Shape::Absent("this server can't write what comes before a text"), "not possible"),
 ];
 
 /// What was asked, checked.
