@@ -294,6 +294,8 @@ pub struct Usage {
     /// Those of them that the model said indeed: each saved a step.
     #[serde(default)]
     pub draft_tokens_kept: u32,
+    /// Those of them that are part of the reasoning; its marks are not.
+    pub reasoning_tokens: u32,
     /// From arrival in the worker to the first prefill step.
     pub queue_ms: f64,
     /// From the first prefill step to the first sampled token.
@@ -483,6 +485,8 @@ pub struct WorkerStats {
     pub kv_cells_used: u32,
     /// KV cells in all.
     pub kv_cells: u32,
+    /// Bytes that embeddings take beside what the model was planned with, while there are some to make.
+    pub embedding_bytes: u64,
     /// Steps since the worker started.
     pub steps: u64,
     /// Rows decoded for prompts since the worker started.

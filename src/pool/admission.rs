@@ -188,7 +188,7 @@ fn others(slots: &Slots, slot: &Arc<Slot>) -> Vec<Arc<Slot>> {
 fn seat(slot: &Slot) -> Seat {
     let age = slot.last_used().elapsed().as_millis();
     Seat {
-        bytes: slot.bytes(),
+        bytes: slot.holds(),
         busy: slot.uses() > 0,
         last_used: u64::MAX - u64::try_from(age).unwrap_or(u64::MAX),
     }

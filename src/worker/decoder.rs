@@ -112,6 +112,10 @@ pub trait Decoder {
         position: Position,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError>;
+    /// Bytes that [`Decoder::embed`] has taken and not given back.
+    fn embedding_bytes(&self) -> u64 {
+        0
+    }
     /// Gives back what [`Decoder::embed`] took.
     fn end_embedding(&mut self);
     /// Forgets the sequence.

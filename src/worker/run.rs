@@ -8,13 +8,12 @@ mod step;
 
 use super::cache::{Cache, Rules};
 use super::decoder::{Decoder, EmbedError, Row, Vocab};
-use super::embedding::Texts;
+use super::embedding::{Round, Texts};
 use super::scheduler::{FairQueue, Pace};
 use super::sequence::{Arrival, Sequence};
 use super::speculation::{Costs, Pool};
 use crate::engine::wire::RequestId;
 use crate::engine::{Answer, CacheScope, EngineError, Event, FinishReason, Pooling, WorkerStats};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -62,12 +61,12 @@ pub struct Sizes {
     pub costs: Option<Costs>,
     /// Rows of a step that may ask for logits, where tokens are drafted; 0 drafts none.
     pub draft_rows: u32,
+    /// What embeddings need of memory is kept for this long when there are none to make.
+    pub embedding_rest: Duration,
 }
 
 /// Rows of a text that is embedded beside answers, each step.
-const EMBEDDING_ROWS: u32 = 8;
-/// An engine that embeds nothing keeps what embeddings need for this long.
-const EMBEDDING_REST: Duration = Duration::from_mins(1);
+pub const EMBEDDING_ROWS: u32 = 8;
 
 /// Runs until the inbox closes or `report` says that nobody listens.
 pub fn run(
@@ -90,8 +89,9 @@ pub fn run(
         decoder,
         queue: FairQueue::default(),
         running: Vec::new(),
-        texts: VecDeque::new(),
+        texts: Round::default(),
         embedded: None,
+        rested: false,
         cache: Cache::new(sizes.sequences, rules),
         pace: Pace::new(sizes.step_ms),
         pool: Pool::new(apart),
@@ -112,7 +112,7 @@ pub fn run(
         engine.admit();
         engine.follow();
         // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
-        let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled;
+        let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled || engine.rested;
         if news && !engine.tell(report) {
             return;
         }
@@ -136,10 +136,12 @@ struct Engine<'a> {
     queue: FairQueue<Box<Arrival>>,
     /// In the order of their sequences.
     running: Vec<Sequence>,
-    /// Texts to be embedded; the first is under way.
-    texts: VecDeque<Box<Texts>>,
+    /// Texts to be embedded.
+    texts: Round,
     /// When the decoder last made an embedding, if it holds memory for them.
     embedded: Option<Instant>,
+    /// Whether that memory was given back since the last report.
+    rested: bool,
     cache: Cache,
     pace: Pace,
     /// What was said before, for drafts.
@@ -177,11 +179,15 @@ impl Engine<'_> {
     /// The next thing that comes. What embeddings need of memory goes when none are asked for.
     fn wait(&mut self, inbox: &Receiver<Inbound>) -> Option<Inbound> {
         if let Some(embedded) = self.embedded {
-            let rest = EMBEDDING_REST.saturating_sub(embedded.elapsed());
+            let rest = self.sizes.embedding_rest;
+            let rest = rest.saturating_sub(embedded.elapsed());
             match inbox.recv_timeout(rest) {
                 Ok(inbound) => return Some(inbound),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => self.end_embedding(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.end_embedding();
+                    return Some(Inbound::Wake);
+                }
             }
         }
         inbox.recv().ok()
@@ -192,7 +198,7 @@ impl Engine<'_> {
             Inbound::Closed => return false,
             Inbound::Wake => {}
             Inbound::Done(id, event) => self.events.push((id, event)),
-            Inbound::Embed(texts) => self.texts.push_back(texts),
+            Inbound::Embed(texts) => self.texts.push(texts),
             Inbound::Arrival(arrival) => {
                 let id = arrival.id;
                 let prompt_tokens = u32::try_from(arrival.prompt.len()).unwrap_or(u32::MAX);
@@ -223,9 +229,14 @@ impl Engine<'_> {
                     .push((arrival.id, Event::Failed(EngineError::DeadlineExceeded)));
             }
         }
-        let texts = self.texts.len();
-        self.texts.retain(|texts| !texts.is_cancelled());
-        self.stats.cancelled += (texts - self.texts.len()) as u64;
+        let gone = |texts: &Texts| texts.is_cancelled() || texts.is_late(now);
+        for texts in self.texts.remove(gone) {
+            self.stats.cancelled += 1;
+            if !texts.is_cancelled() {
+                self.events
+                    .push((texts.id, Event::Failed(EngineError::DeadlineExceeded)));
+            }
+        }
         let mut at = 0;
         while let Some(sequence) = self.running.get_mut(at) {
             let cancelled = sequence.arrival.is_cancelled();
@@ -250,15 +261,15 @@ impl Engine<'_> {
     fn end_embedding(&mut self) {
         self.decoder.end_embedding();
         self.embedded = None;
+        self.stats.embedding_bytes = 0;
+        self.rested = true;
     }
 
     /// Decodes the next part of a text that is to be embedded. `false` if there is none.
     fn embed(&mut self) -> bool {
-        let Some(texts) = self.texts.front_mut() else {
-            if self
-                .embedded
-                .is_some_and(|at| at.elapsed() >= EMBEDDING_REST)
-            {
+        let Some(texts) = self.texts.current() else {
+            let rest = self.sizes.embedding_rest;
+            if self.embedded.is_some_and(|at| at.elapsed() >= rest) {
                 self.end_embedding();
             }
             return false;
@@ -276,18 +287,18 @@ impl Engine<'_> {
         let decoded = self.decoder.embed(tokens, position, &mut |embedding| {
             embeddings.push(embedding.to_vec());
         });
+        self.stats.embedding_bytes = self.decoder.embedding_bytes();
         self.stats.decode_us += micros(began.elapsed());
         self.stats.prefill_rows += tokens.len() as u64;
         texts.take(self.sizes.pooling, embeddings.iter().map(Vec::as_slice));
         let failed = decoded.err();
         if failed.is_none() && !texts.is_done() {
-            // After each text it is the next one's turn: a long list holds up nobody with a short one.
-            if texts.next_chunk(1).1 == 0 {
-                self.texts.rotate_left(1);
+            if !texts.is_mid_text() {
+                self.texts.next_turn();
             }
             return true;
         }
-        let Some(texts) = self.texts.pop_front() else {
+        let Some(texts) = self.texts.end() else {
             return true;
         };
         let id = texts.id;
@@ -308,6 +319,7 @@ impl Engine<'_> {
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
         self.stats.saved_bytes = self.cache.saved_bytes();
+        self.rested = false;
         let began = Instant::now();
         let heard = report(Report {
             events: std::mem::take(&mut self.events),

@@ -3,6 +3,7 @@
 
 use super::constraint::Constraint;
 use super::decoder::{Position, Row, SeqId, Vocab};
+use super::sampled::Sampled;
 use super::sampling::{Likelihoods, Sampler};
 use super::speculation::Drafter;
 use super::text::{Piece, TextStream};
@@ -100,8 +101,8 @@ pub struct Sequence {
     stopped_short: bool,
     /// Why the answer can't go on.
     failed: Option<EngineError>,
-    /// Log-probabilities whose text has not gone out.
-    logprobs: Vec<Logprob>,
+    /// Tokens whose text has not gone out.
+    waiting: Sampled,
 }
 
 /// Prompt rows that may ask for logits in one step: each is the size of the vocabulary.
@@ -129,7 +130,7 @@ impl Sequence {
             done: None,
             stopped_short: false,
             failed: None,
-            logprobs: Vec::new(),
+            waiting: Sampled::default(),
         }
     }
 
@@ -286,7 +287,7 @@ impl Sequence {
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
             if said.is_some() || passes_over_ends || !vocab.is_end(token) {
-                self.logprobs.push(likelihoods.of(logits, token, spell));
+                self.waiting.score(likelihoods.of(logits, token, spell));
             }
         }
         said.is_none().then_some(token)
@@ -339,7 +340,7 @@ impl Sequence {
         } else {
             0
         };
-        let of_prompt = self.logprobs.drain(..scored.min(self.logprobs.len()));
+        let of_prompt = self.waiting.take_scores(scored);
         Some(Event::Text {
             text,
             thinking: false,
@@ -347,9 +348,9 @@ impl Sequence {
         })
     }
 
-    /// The log-probabilities of all tokens since the last call.
+    /// The log-probabilities of tokens whose text is not whole, once the answer has ended.
     pub fn take_logprobs(&mut self) -> Vec<Logprob> {
-        std::mem::take(&mut self.logprobs)
+        self.waiting.rest()
     }
 
     /// Takes the chosen token in with its text (`bytes`; `None` for a token that ends a generation). The sequence may be done after it.
@@ -359,6 +360,7 @@ impl Sequence {
         self.last_token = Some(now);
         self.arrival.sampler.accept(token);
         self.next = Some(token);
+        let before = self.arrival.text.length();
         let stopped = match bytes {
             Some(bytes) => {
                 self.stopped_short = self.arrival.text.push(bytes, &mut self.pieces);
@@ -366,6 +368,11 @@ impl Sequence {
             }
             None => !self.passes_over_ends(),
         };
+        if bytes.is_some() || !stopped {
+            let text = &self.arrival.text;
+            self.waiting
+                .accept(before, text.length(), text.is_mid_character());
+        }
         let complete = match &mut self.arrival.constraint {
             Some(constraint) => constraint.accept(token).map(|()| constraint.is_complete()),
             None => Ok(false),
@@ -399,54 +406,49 @@ impl Sequence {
         self.cached
     }
 
-    /// Appends the events of what was said: text, and calls of tools. The log-probabilities since the last text go with the
-    /// first of these.
+    /// Appends the events of what was said: text, with the log-probabilities of its own tokens, and calls of tools.
     pub fn tell(&mut self, events: &mut Vec<Event>) {
-        let first = events.len();
-        for Piece { text, thinking } in self.pieces.drain(..) {
+        for piece in std::mem::take(&mut self.pieces) {
+            let place = piece.from..piece.from + piece.text.len();
+            let Piece { text, thinking, .. } = piece;
+            let first = events.len();
             match &mut self.arrival.calls {
-                Some(calls) if !thinking => calls.push(&text, events),
-                _ => events.push(Event::Text {
-                    text,
-                    thinking,
-                    logprobs: Vec::new(),
-                }),
+                Some(calls) if !thinking => {
+                    let begins = calls.push(&text, place.start, events);
+                    let sure = calls.unsure_from();
+                    self.attach_logprobs(&mut events[first..], &begins);
+                    self.waiting.forget(sure);
+                }
+                _ => {
+                    events.push(Event::Text {
+                        text,
+                        thinking,
+                        logprobs: Vec::new(),
+                    });
+                    if thinking {
+                        self.waiting.thought(&place);
+                    } else {
+                        self.attach_logprobs(&mut events[first..], &[place.start]);
+                    }
+                }
             }
         }
-        self.attach_logprobs(&mut events[first..]);
     }
 
-    fn attach_logprobs(&mut self, events: &mut [Event]) {
-        let mut texts = events.iter_mut();
-        let text = texts.find_map(|event| match event {
+    /// Gives each text of the answer, which begins at the place of the same number, the log-probabilities of its tokens.
+    fn attach_logprobs(&mut self, events: &mut [Event], begins: &[usize]) {
+        let texts = events.iter_mut().filter_map(|event| match event {
             Event::Text { text, logprobs, .. } => Some((text.len(), logprobs)),
             _ => None,
         });
-        if let Some((length, logprobs)) = text {
-            *logprobs = std::mem::take(&mut self.logprobs);
-            if self.stopped_short {
-                // What the stop string cut off is no part of the answer.
-                let mut begin = 0;
-                logprobs.retain(|logprob| {
-                    let is_part = begin < length;
-                    begin += logprob.chosen.bytes.len();
-                    is_part
-                });
-            }
-        }
-        // What is in a call is no text.
-        if self
-            .arrival
-            .calls
-            .as_ref()
-            .is_some_and(CallSplitter::in_call)
-        {
-            self.logprobs.clear();
+        for ((length, logprobs), begin) in texts.zip(begins) {
+            *logprobs = self.waiting.told(&(*begin..begin + length));
         }
     }
 
     /// The last event of an ended sequence; those of what was held back are appended to `events`.
     pub fn finish(&mut self, events: &mut Vec<Event>) -> Event {
+        let in_thought = self.arrival.text.is_thinking();
         self.arrival.text.finish(&mut self.pieces);
         self.tell(events);
         if let Some(error) = self.failed.take() {
@@ -456,13 +458,22 @@ impl Sequence {
         if let Some(calls) = &mut self.arrival.calls {
             let first = events.len();
             let in_call = calls.in_call();
-            calls.finish(reason != FinishReason::Stop || self.stopped_short, events);
+            let cut = reason != FinishReason::Stop || self.stopped_short;
+            let begins = calls.finish(cut, events);
             // A call that a stop string cut off can't be made.
             let whole = !(in_call && self.stopped_short);
             if reason == FinishReason::Stop && calls.calls() > 0 && whole {
                 reason = FinishReason::ToolCalls;
             }
-            self.attach_logprobs(&mut events[first..]);
+            self.attach_logprobs(&mut events[first..], &begins);
+            if in_call {
+                self.waiting.rest();
+            }
+        }
+        // What is left is at most a part of a character. The answer's goes out without its text.
+        self.waiting.forget(self.arrival.text.length());
+        if in_thought {
+            self.waiting.rest();
         }
         let arrived = self.arrival.arrived;
         let ms = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -477,6 +488,7 @@ impl Sequence {
                 completion_tokens: self.sampled,
                 drafted_tokens: self.drafted,
                 draft_tokens_kept: self.drafts_kept,
+                reasoning_tokens: self.waiting.thoughts(),
                 queue_ms: ms(Some(arrived), self.started),
                 prompt_ms: ms(self.started, self.first_token),
                 ttft_ms: ms(Some(arrived), self.first_token),

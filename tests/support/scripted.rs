@@ -123,6 +123,9 @@ struct State {
     silent: bool,
     steps: Vec<Vec<Row>>,
     cuts: Vec<(SeqId, Position)>,
+    embedded: Vec<(Vec<Token>, Position)>,
+    /// Bytes that embeddings take from the first to the end.
+    embedding_bytes: u64,
     fail_step: Option<usize>,
     step_time: Duration,
     /// Whether a step's time is spent computing or asleep.
@@ -207,6 +210,11 @@ impl Script {
         self.state.lock().unwrap().cuts.clone()
     }
 
+    /// All parts of texts that were embedded so far, and where each began.
+    pub(crate) fn embedded(&self) -> Vec<(Vec<Token>, Position)> {
+        self.state.lock().unwrap().embedded.clone()
+    }
+
     /// Waits until the decoder stands at the gate.
     pub(crate) fn wait_until_held(&self) {
         let state = self.state.lock().unwrap();
@@ -246,7 +254,10 @@ impl Script {
     }
 }
 
-struct ScriptedDecoder {
+/// Bytes that the first embedding takes.
+pub(crate) const EMBEDDING_BYTES: u64 = 3 << 30;
+
+pub(crate) struct ScriptedDecoder {
     script: Arc<Script>,
     held: HashMap<SeqId, Vec<Token>>,
     states: HashMap<StateId, Vec<Token>>,
@@ -254,6 +265,15 @@ struct ScriptedDecoder {
 }
 
 impl ScriptedDecoder {
+    pub(crate) fn new(script: &Arc<Script>) -> Self {
+        Self {
+            script: Arc::clone(script),
+            held: HashMap::new(),
+            states: HashMap::new(),
+            next_state: 0,
+        }
+    }
+
     /// The logits after a sequence's tokens.
     fn logits(tokens: &[Token]) -> Vec<f32> {
         let bytes: Vec<u8> = tokens
@@ -389,6 +409,10 @@ impl Decoder for ScriptedDecoder {
         position: Position,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError> {
+        let mut state = self.script.state.lock().unwrap();
+        state.embedded.push((tokens.to_vec(), position));
+        state.embedding_bytes = EMBEDDING_BYTES;
+        drop(state);
         let number = |number: u32| f32::from(u16::try_from(number).unwrap());
         for (position, token) in (position..).zip(tokens) {
             each(&[number(token.0), number(position), 1.0]);
@@ -396,7 +420,13 @@ impl Decoder for ScriptedDecoder {
         Ok(())
     }
 
-    fn end_embedding(&mut self) {}
+    fn embedding_bytes(&self) -> u64 {
+        self.script.state.lock().unwrap().embedding_bytes
+    }
+
+    fn end_embedding(&mut self) {
+        self.script.state.lock().unwrap().embedding_bytes = 0;
+    }
 
     fn truncate(&mut self, seq: SeqId, to: Position) {
         self.script.state.lock().unwrap().cuts.push((seq, to));
@@ -420,12 +450,7 @@ impl Backend for ScriptedBackend {
             return Err(LoadError("the scripted model is broken".into()));
         }
         assert!(progress(0.5));
-        let mut decoder = ScriptedDecoder {
-            script: Arc::clone(&self.script),
-            held: HashMap::new(),
-            states: HashMap::new(),
-            next_state: 0,
-        };
+        let mut decoder = ScriptedDecoder::new(&self.script);
         let context_per_sequence = config.ctx_size.unwrap_or(4096) / config.parallel;
         let info = ModelInfo {
             name: Some("scripted".into()),

@@ -51,6 +51,10 @@ fn usage() -> Value {
                 "prompt_tokens_details",
                 record([("cached_tokens", whole())], []),
             ),
+            (
+                "completion_tokens_details",
+                record([("reasoning_tokens", whole())], []),
+            ),
         ],
         [],
     )
@@ -228,6 +232,7 @@ pub(super) fn response() -> Value {
             ("temperature", number()),
             ("top_p", number()),
             ("tools", list(anything())),
+            ("top_logprobs", whole()),
             ("usage", usage),
             ("timings", timings()),
         ],

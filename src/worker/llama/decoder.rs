@@ -228,6 +228,10 @@ impl Decoder for LlamaDecoder<'_> {
         self.embedder.embed(tokens, position, each)
     }
 
+    fn embedding_bytes(&self) -> u64 {
+        self.embedder.bytes()
+    }
+
     fn end_embedding(&mut self) {
         self.embedder.rest();
     }
