@@ -421,7 +421,7 @@ pub enum CacheScope {
     /// Everybody's.
     #[default]
     Server,
-    /// Those of the same client: an API key, or an address where there are no keys.
+    /// Those of the same client: who holds one of several API keys, else an address.
     Client,
 }
 
