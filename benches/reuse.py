@@ -23,9 +23,9 @@ SENTENCES = ["The tide was low and the boats lay on their sides.", "A dog slept 
 
 
 def text_of(n_tokens: int, first: str = "") -> str:
-    """About as many tokens: a sentence has 10 to 12."""
+    """About as many tokens: a sentence with its number has about 14."""
     sentences = [first] if first else []
-    while 11 * len(sentences) < n_tokens:
+    while 14 * len(sentences) < n_tokens:
         sentences.append(f"{len(sentences)}. {SENTENCES[len(sentences) % len(SENTENCES)]}")
     return " ".join(sentences)
 

@@ -3,7 +3,7 @@
 /// Matches are told apart up to these lengths.
 const STEPS: [usize; 7] = [3, 4, 6, 9, 15, 31, usize::MAX];
 /// What is believed of each before anything was seen. A long match is most likely a copy.
-const PRIOR: [f32; STEPS.len()] = [0.3, 0.4, 0.5, 0.65, 0.8, 0.9, 0.95];
+const PRIOR: [f32; STEPS.len()] = [0.3, 0.4, 0.55, 0.7, 0.85, 0.95, 0.97];
 /// As many drafted tokens the first belief counts for, and all sequences' experience for one sequence.
 const WEIGHT: f32 = 6.0;
 /// Older experience counts less: by this factor with each new one.
