@@ -31,6 +31,7 @@ fn options(threads: u32) -> EngineOptions {
             step_ms: 300,
             places: 8,
             chat_template: None,
+            ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

@@ -36,6 +36,7 @@ async fn start(parallel: u32) -> EngineHandle {
             step_ms: 300,
             places: parallel,
             chat_template: None,
+            ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(|stream| {
             worker::serve(stream, &worker::llama::Llama, || {});

@@ -340,6 +340,7 @@ mod real {
                 step_ms: 300,
                 places: 64,
                 chat_template: None,
+                ..WorkerConfig::default()
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
             stall: Duration::from_mins(2),

@@ -39,6 +39,7 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             step_ms: 300,
             places: 64,
             chat_template: None,
+            ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),
@@ -321,6 +322,7 @@ async fn the_memory_plan_is_right_within_5_percent() {
                 ctx_size: Some(context * parallel),
                 parallel: Some(parallel),
                 batch_size: Some(rows),
+                ..Asked::default()
             };
             let planned = plan(&header, &asked, Kernels::here(), None).unwrap().needs;
             let engine = EngineHandle::start(options(model.clone(), parallel, context, rows)).unwrap();
@@ -346,6 +348,7 @@ async fn the_worker_itself_is_planned_too() {
             ctx_size: Some(1024),
             parallel: Some(2),
             batch_size: Some(32),
+            ..Asked::default()
         };
         let needs = plan(&Gguf::read(&model).unwrap(), &asked, Kernels::here(), None).unwrap().needs;
         let engine = EngineHandle::start(options(model, 2, 512, 32)).unwrap();
@@ -368,6 +371,7 @@ async fn a_context_larger_than_memory_is_refused_with_the_sum() {
         ctx_size: options.config.ctx_size,
         parallel: Some(256),
         batch_size: Some(8192),
+        ..Asked::default()
     };
     let header = Gguf::read(&options.config.model).unwrap();
     let needs = plan(&header, &asked, Kernels::here(), None).unwrap().needs;

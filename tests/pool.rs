@@ -12,7 +12,7 @@ use pocket_llm::engine::{EngineError, EngineState, Launch, Outcome, WorkerConfig
 use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
-use pocket_llm::pool::{Lease, Pool, PoolSettings};
+use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
 use scripted::{Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
@@ -80,6 +80,7 @@ impl Machine {
             ctx_size: Some(2048),
             parallel: Some(2),
             batch_size: Some(64),
+            ..Asked::default()
         };
         let header = Gguf::read(&folder.path().join("a.gguf")).unwrap();
         let one = plan(&header, &asked, Kernels::default(), None).unwrap();
@@ -90,6 +91,7 @@ impl Machine {
             memory: Some(one.needs.total() * models + WEIGHTS / 2),
             most_loaded: 4,
             keep_alive: None,
+            placed: Placed::default(),
         };
         change(&mut settings);
         Self {

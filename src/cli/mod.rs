@@ -130,7 +130,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             verify::run(&args)
         }
         Command::Serve(args) => {
-            let config = args.check(Machine::here())?;
+            let config = args.check(&Machine::here())?;
             telemetry::start(cli.log.as_deref().unwrap_or("info"), cli.log_format)?;
             on_runtime(serve::serve(config))
         }

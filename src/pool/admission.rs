@@ -8,7 +8,7 @@ use super::pace::pace;
 use super::policy::{Seat, make_room};
 use super::slot::Slot;
 use super::{Inner, Slots};
-use crate::device::memory;
+use crate::device::{Placement, memory};
 use crate::engine::{EngineError, EngineState, WorkerConfig};
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, Plan, plan};
 use std::sync::{Arc, Weak};
@@ -87,6 +87,17 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     let mut config = inner.settings.engine.config.clone();
     config.model.clone_from(&slot.facts.model.path);
     config.chat_template = slot.facts.chat_template();
+    if let Some(tuned) = &slot.facts.tuned {
+        tuned.apply(&mut config);
+        let (one, few, many) = match &tuned.placement {
+            Some(Placement { one, few, many }) => (one.threads, few.threads, many.threads),
+            None => (config.threads, config.threads_batch, config.threads_batch),
+        };
+        tracing::info!(
+            model = slot.facts.model.name, threads = one, threads_few = few, threads_batch = many,
+            cache_type = %config.cache_type, "as `pocket-llm tune` measured"
+        );
+    }
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
@@ -140,8 +151,8 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     let seats: Vec<Seat> = others.iter().map(|slot| seat(slot)).collect();
     let header = &slot.facts.header;
     let asked = asked_of(slot, &settings.asked);
-    let planned = |available| {
-        plan(header, &asked, settings.kernels, available)
+    let planned = |asked: &Asked, available| {
+        plan(header, asked, settings.kernels, available)
             .map_err(|error| EngineError::Unloadable(error.of(&slot.facts.model.name).to_string()))
     };
     let room = |plan: &Plan| {
@@ -152,10 +163,16 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
             settings.most_loaded,
         )
     };
-    let mut plan = planned(None)?;
+    let tuned_rows = slot.facts.tuned.as_ref().and_then(|tuned| tuned.batch_size);
+    let tuned = Asked {
+        batch_size: asked.batch_size.or(tuned_rows),
+        ..asked
+    };
+    // Rows that were measured are a wish: where memory is short, fewer will do.
+    let mut plan = planned(&tuned, None).or_else(|_| planned(&asked, None))?;
     let mut victims = room(&plan);
     if victims.is_none() {
-        plan = planned(total)?;
+        plan = planned(&asked, total)?;
         victims = room(&plan);
     }
     // What was planned within the total fits when everyone has gone.
@@ -174,6 +191,12 @@ fn asked_of(slot: &Slot, asked: &Asked) -> Asked {
         ctx_size: asked
             .ctx_size
             .map(|cells| most.map_or(cells, |most| cells.min(most))),
+        cache_type: slot
+            .facts
+            .tuned
+            .as_ref()
+            .and_then(|tuned| tuned.cache_type)
+            .unwrap_or(asked.cache_type),
         ..*asked
     }
 }

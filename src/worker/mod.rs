@@ -16,6 +16,7 @@ pub mod run;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
+pub mod teams;
 pub mod text;
 pub mod tools;
 

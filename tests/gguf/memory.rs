@@ -2,6 +2,7 @@
 //! what llama.cpp reports.
 
 use crate::gguf_file::{BOOL, GgufFile, STRING, U32};
+use pocket_llm::engine::CacheType;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Bytes, DoesNotFit, Kernels, Needs, Plan, plan};
 use proptest::prelude::*;
@@ -35,6 +36,7 @@ const NOTHING: Asked = Asked {
     ctx_size: None,
     parallel: None,
     batch_size: None,
+    cache_type: CacheType::F16,
 };
 
 /// The header alone: its data is only announced.
@@ -73,6 +75,7 @@ fn sizes(cells: u32, sequences: u32, rows: u32) -> Asked {
         ctx_size: Some(cells),
         parallel: Some(sequences),
         batch_size: Some(rows),
+        ..NOTHING
     }
 }
 
@@ -362,7 +365,7 @@ proptest! {
         for (name, value) in names.iter().zip(&settings) {
             file = file.raw(format!("{architecture}.{name}").as_bytes(), 10, &value.to_le_bytes());
         }
-        let asked = Asked { ctx_size: asked.0, parallel: asked.1, batch_size: asked.2 };
+        let asked = Asked { ctx_size: asked.0, parallel: asked.1, batch_size: asked.2, ..NOTHING };
         if let Ok(plan) = plan(&read(&finished(file)), &asked, ARM, available) {
             prop_assert!(available.is_none_or(|available| plan.needs.total() <= available));
             prop_assert!(asked.ctx_size.is_none_or(|cells| plan.ctx_size <= cells && plan.ctx_size > cells - plan.parallel));

@@ -405,6 +405,7 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             step_ms: 300,
             places: parallel + queue,
             chat_template: None,
+            ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});

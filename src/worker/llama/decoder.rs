@@ -1,17 +1,17 @@
 //! Steps and KV cells. Keeps its own book of positions, because llama.cpp accepts some wrong ones and aborts on others.
 
+use super::context::TeamContext;
 use super::embedder::Embedder;
 use crate::engine::ModelInfo;
 use crate::engine::Token;
 use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StepError};
-use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use std::ops::RangeInclusive;
 
 pub(super) struct LlamaDecoder<'m> {
-    context: LlamaContext<'m>,
+    context: TeamContext<'m>,
     embedder: Embedder<'m>,
     batch: LlamaBatch<'static>,
     /// Tokens that each sequence holds.
@@ -28,7 +28,7 @@ pub(super) struct LlamaDecoder<'m> {
 impl<'m> LlamaDecoder<'m> {
     pub(super) fn new(
         model: &LlamaModel,
-        context: LlamaContext<'m>,
+        context: TeamContext<'m>,
         embedder: Embedder<'m>,
         info: &ModelInfo,
         batch: u32,
@@ -95,6 +95,7 @@ impl Decoder for LlamaDecoder<'_> {
         logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), StepError> {
         self.fill(rows)?;
+        self.context.prepare(rows.len())?;
         self.context
             .decode(&mut self.batch)
             .map_err(|error| StepError(error.to_string()))?;
