@@ -1,6 +1,7 @@
 //! What the machine gives a program: which cores, how many of them are worth computing on, and how much memory.
 
 pub mod bandwidth;
+pub mod busy;
 pub mod children;
 pub mod cores;
 pub mod design;

@@ -329,4 +329,4 @@ fn positive(path: &Path) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use super::pace::pace;
 use super::policy::{Seat, make_room};
 use super::slot::Slot;
 use super::{Inner, Slots};
-use crate::device::{Placement, memory};
+use crate::device::memory;
 use crate::engine::{EngineError, EngineState, WorkerConfig};
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, Plan, plan};
 use std::sync::{Arc, Weak};
@@ -87,17 +87,19 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     let mut config = inner.settings.engine.config.clone();
     config.model.clone_from(&slot.facts.model.path);
     config.chat_template = slot.facts.chat_template();
-    if let Some(tuned) = &slot.facts.tuned {
-        tuned.apply(&mut config);
-        let (one, few, many) = match &tuned.placement {
-            Some(Placement { one, few, many }) => (one.threads, few.threads, many.threads),
-            None => (config.threads, config.threads_batch, config.threads_batch),
-        };
-        tracing::info!(
-            model = slot.facts.model.name, threads = one, threads_few = few, threads_batch = many,
-            cache_type = %config.cache_type, "as `pocket-llm tune` measured"
-        );
-    }
+    let (placement, cache_type, reason) = inner.placement_of(&slot.facts);
+    tracing::info!(
+        model = slot.facts.model.name,
+        threads = placement.one.threads,
+        threads_few = placement.few.threads,
+        threads_batch = placement.many.threads,
+        cores = %placement.one.cores,
+        %cache_type,
+        reason,
+        "computing"
+    );
+    config.place(placement);
+    config.cache_type = cache_type;
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;

@@ -252,20 +252,7 @@ impl Pool {
 
     /// Cores and threads of a model, how its cache is stored, and why.
     pub fn placement_of(&self, facts: &Facts) -> (Placement, CacheType, &str) {
-        let mut config = self.inner.settings.engine.config.clone();
-        if let Some(tuned) = &facts.tuned {
-            tuned.apply(&mut config);
-        }
-        let measured = facts
-            .tuned
-            .as_ref()
-            .is_some_and(|tuned| tuned.placement.is_some());
-        let reason = if measured {
-            "measured by `pocket-llm tune`"
-        } else {
-            &self.placed().reason
-        };
-        (config.placement(), config.cache_type, reason)
+        self.inner.placement_of(facts)
     }
 
     /// Unloads a model as soon as its requests are done, and waits until its processes are gone.
@@ -353,6 +340,23 @@ impl Pool {
 }
 
 impl Inner {
+    fn placement_of(&self, facts: &Facts) -> (Placement, CacheType, &str) {
+        let mut config = self.settings.engine.config.clone();
+        if let Some(tuned) = &facts.tuned {
+            tuned.apply(&mut config);
+        }
+        let measured = facts
+            .tuned
+            .as_ref()
+            .is_some_and(|tuned| tuned.placement.is_some());
+        let reason = if measured {
+            "measured by `pocket-llm tune`"
+        } else {
+            &self.settings.placed.reason
+        };
+        (config.placement(), config.cache_type, reason)
+    }
+
     /// Locked to look at the list or to change it, never while waiting.
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
