@@ -36,6 +36,8 @@ const DEPTH: u32 = 1024;
 const REPETITIONS: u32 = 2;
 /// Another way to store the cache changes answers a little, so it must be worth it.
 const CACHE_WORTH: f64 = 1.05;
+/// The share of the rest of the teams' time that one of them may take.
+const MOST_OF_REST: f64 = 0.5;
 /// The share of the time that is left for rows and caches.
 const LATER: f64 = 0.25;
 
@@ -111,8 +113,10 @@ struct Tuner {
 
 /// What was tried, and what is best.
 struct Found {
+    /// The team that is used without a result.
+    rule: Team,
     trials: Vec<Trial>,
-    /// Teams for which there was no time.
+    /// Teams for which there was no time, or not enough.
     untried: usize,
     /// Rows, and the speed of prompts.
     rows: Vec<(u32, f64)>,
@@ -134,17 +138,19 @@ impl Tuner {
                 teams.len(),
                 self::team(team)
             ));
-            match self.trial(team, for_teams).await {
+            // On busy cores a team may be many times slower than the next one, and must leave time for it.
+            let left = for_teams.saturating_duration_since(Instant::now());
+            let until = Instant::now() + left.mul_f64(MOST_OF_REST);
+            match self.trial(team, until).await {
                 Ok(trial) => trials.push(trial),
-                // The first team must work, or nothing does.
-                Err(error) if trials.is_empty() => {
-                    return Err(error.context("nothing could be measured"));
-                }
                 Err(_) if Instant::now() >= for_teams => break,
+                Err(_) if Instant::now() >= until => {}
                 Err(error) => return Err(error),
             }
         }
-        let placement = best(&trials).context("nothing was measured")?;
+        let placement = best(&trials).with_context(|| {
+            format!("no team of threads was measured within {} minutes: give more with --minutes, or end what else computes here", self.args.minutes)
+        })?;
         let rows_tried = self.rows(&placement).await?;
         let caches = self.caches(&placement).await?;
         let bandwidth = self.bandwidth().await?;
@@ -166,6 +172,7 @@ impl Tuner {
             placement: Some(placement),
         };
         Ok(Found {
+            rule: teams.first().cloned().unwrap_or_default(),
             untried: teams.len() - trials.len(),
             trials,
             rows: rows_tried,
@@ -188,10 +195,21 @@ impl Tuner {
                 decode: 0.0,
                 decode_few: 0.0,
             };
-            for _ in 0..REPETITIONS {
-                trial.prefill = trial.prefill.max(subject.prefill(prompt).await?);
-                trial.decode = trial.decode.max(subject.decode(1, ANSWER).await?);
-                let few = subject.streams(answers, ANSWER).await?.tokens_per_second;
+            for repetition in 0..REPETITIONS {
+                let once = async {
+                    let prefill = subject.prefill(prompt).await?;
+                    let decode = subject.decode(1, ANSWER).await?;
+                    let few = subject.streams(answers, ANSWER).await?;
+                    anyhow::Ok((prefill, decode, few.tokens_per_second))
+                };
+                let (prefill, decode, few) = match once.await {
+                    Ok(speeds) => speeds,
+                    // One is better than none.
+                    Err(_) if repetition > 0 => break,
+                    Err(error) => return Err(error),
+                };
+                trial.prefill = trial.prefill.max(prefill);
+                trial.decode = trial.decode.max(decode);
                 trial.decode_few = trial.decode_few.max(few);
             }
             Ok(trial)
@@ -256,8 +274,11 @@ impl Tuner {
         measure: impl AsyncFn(&Subject) -> Result<f64>,
     ) -> Result<Option<f64>> {
         let until = self.deadline;
-        let Ok(subject) = self.load(settings, until).await else {
-            return Ok(None);
+        let subject = match self.load(settings, until).await {
+            Ok(subject) => subject,
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            // No memory for it, or no time.
+            Err(_) => return Ok(None),
         };
         let measured = async {
             subject.warm_up().await?;
@@ -354,8 +375,9 @@ impl Tuner {
             "one answer",
             format!("{DEFAULT_PARALLEL} answers")
         )];
-        lines.extend(found.trials.iter().enumerate().map(|(index, trial)| {
-            let rule = if index == 0 { " (the rule)" } else { "" };
+        lines.extend(found.trials.iter().map(|trial| {
+            let is_rule = trial.team == found.rule;
+            let rule = if is_rule { " (the rule)" } else { "" };
             format!(
                 "{:<28} {:>9} {:>11} {:>10}",
                 team(&trial.team) + rule,
@@ -366,7 +388,7 @@ impl Tuner {
         }));
         if found.untried > 0 {
             lines.push(format!(
-                "{} teams were not tried in {} minutes; --minutes gives more",
+                "{} teams could not be measured in {} minutes; --minutes gives more",
                 found.untried, self.args.minutes
             ));
         }
@@ -406,12 +428,17 @@ impl Tuner {
     }
 }
 
+/// Somebody pressed Ctrl-C.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted: nothing was kept")]
+struct Interrupted;
+
 async fn unless_interrupted<T>(
     interrupts: &mut Signal,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     tokio::select! {
         done = work => done,
-        _ = interrupts.recv() => bail!("interrupted: nothing was kept"),
+        _ = interrupts.recv() => Err(Interrupted.into()),
     }
 }

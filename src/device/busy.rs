@@ -8,7 +8,7 @@ use std::path::Path;
 pub struct Busy {
     all: u64,
     /// Of these, what was not idle. What a hypervisor gave to others counts.
-    busy: u64,
+    spent: u64,
     /// Of these, what our own processes took.
     ours: u64,
 }
@@ -38,7 +38,7 @@ impl Busy {
             .sum::<Option<u64>>()?;
         Some(Self {
             all,
-            busy: all - idle - waiting,
+            spent: all - idle - waiting,
             ours,
         })
     }
@@ -46,8 +46,8 @@ impl Busy {
     /// The share of all cores that others had from then until `later`.
     pub fn others_until(self, later: Self) -> Option<f64> {
         let all = later.all.checked_sub(self.all).filter(|all| *all > 0)?;
-        let busy = later.busy.saturating_sub(self.busy);
-        let others = busy.saturating_sub(later.ours.saturating_sub(self.ours));
+        let spent = later.spent.saturating_sub(self.spent);
+        let others = spent.saturating_sub(later.ours.saturating_sub(self.ours));
         #[expect(clippy::cast_precision_loss, reason = "a share")]
         let share = others as f64 / all as f64;
         Some(share)

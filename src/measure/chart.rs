@@ -153,6 +153,9 @@ impl Chart {
             let _ = write!(path, "{step}{x:.1} {:.1}", height(share));
             down = true;
         }
+        if path.is_empty() {
+            return path;
+        }
         format!("<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n")
     }
 

@@ -31,7 +31,7 @@ async fn an_answer_survives_the_loss_of_a_core() {
         return;
     }
     let server = Server::start(&["--threads", "2"]).await;
-    let prompt = greedy("Tell me a story about a fox and a crow.", 40);
+    let prompt = greedy("Tell me a story about a fox and a crow.", 24);
     let expected = server.answer(prompt.clone()).await["response"].clone();
     let worker = server.worker().await;
 
@@ -45,21 +45,22 @@ async fn an_answer_survives_the_loss_of_a_core() {
         .map(|token| token["token"].as_str().unwrap())
         .collect();
     assert_eq!(Value::from(text), expected);
-    server
-        .program
-        .until("it follows", |program| {
-            program.errors().contains("threads=1")
-        })
-        .await;
+    let follows = async |times: usize, threads: &str| {
+        let told = |program: &Program| {
+            let log = program.errors();
+            let lines = log
+                .lines()
+                .filter(|line| line.contains("another number of threads"));
+            let lines: Vec<_> = lines.collect();
+            lines.len() == times && lines[times - 1].contains(threads)
+        };
+        server.program.until("it follows", told).await;
+    };
+    follows(1, "threads=1 threads_batch=1").await;
 
     confine(worker, &all);
     assert_eq!(server.answer(prompt).await["response"], expected);
-    server
-        .program
-        .until("it comes back", |program| {
-            program.errors().contains("threads=2")
-        })
-        .await;
+    follows(2, "threads=2 threads_batch=2").await;
     assert_eq!(
         server.worker().await,
         worker,
