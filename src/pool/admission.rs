@@ -93,7 +93,7 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
         threads = placement.one.threads,
         threads_few = placement.few.threads,
         threads_batch = placement.many.threads,
-        cores = %placement.one.cores,
+        cores = (!placement.one.cores.is_empty()).then(|| placement.one.cores.to_string()),
         %cache_type,
         reason,
         "computing"

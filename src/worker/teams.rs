@@ -101,7 +101,8 @@ impl Teams {
             return;
         }
         let now = self.planned.within(&allowed);
-        tracing::info!(
+        // Not an error, but why everything is slower from now on.
+        tracing::warn!(
             cores = %allowed.cores, before = %self.allowed.cores, quota = allowed.quota,
             threads = now.one.threads, threads_batch = now.many.threads,
             "other cores are allowed now"
