@@ -6,9 +6,11 @@
 use super::bench::{no_progress, progress};
 use crate::config::{EngineArgs, Machine, StoreArgs};
 use crate::device::bandwidth;
+use crate::device::busy::Busy;
 use crate::device::{Placement, Team};
 use crate::engine::CacheType;
 use crate::engine::wire::BUILD;
+use crate::measure::advice::busy;
 use crate::measure::render::{placement, speed, team};
 use crate::measure::report::best as best_bandwidth;
 use crate::measure::search::{ROWS, Trial, best, rows, teams};
@@ -123,11 +125,16 @@ struct Found {
     /// Ways to store the cache, and the speed behind [`DEPTH`] tokens.
     caches: Vec<(CacheType, f64)>,
     tuned: Tuned,
+    /// The share of all cores that other programs had meanwhile, if the system tells.
+    others: Option<f64>,
 }
 
 impl Tuner {
     async fn search(&mut self) -> Result<Found> {
         let teams = teams(&self.machine.topology, &self.machine.allowed);
+        // Workers are our children, and their times ours once they have ended.
+        let processes = [std::process::id()];
+        let before = Busy::now(&processes);
         let all = self.deadline.saturating_duration_since(Instant::now());
         let for_teams = Instant::now() + all.mul_f64(1.0 - LATER);
         let mut trials = Vec::new();
@@ -171,7 +178,9 @@ impl Tuner {
             },
             placement: Some(placement),
         };
+        let after = Busy::now(&processes);
         Ok(Found {
+            others: before.and_then(|before| before.others_until(after?)),
             rule: teams.first().cloned().unwrap_or_default(),
             untried: teams.len() - trials.len(),
             trials,
@@ -349,7 +358,7 @@ impl Tuner {
         let text = if self.args.json {
             let json = json!({
                 "file": path, "tuned": found.tuned, "trials": found.trials, "untried_teams": found.untried,
-                "rows": found.rows, "cache_types": found.caches,
+                "others": found.others, "rows": found.rows, "cache_types": found.caches,
             });
             format!("{json:#}\n")
         } else {
@@ -388,7 +397,7 @@ impl Tuner {
         }));
         if found.untried > 0 {
             lines.push(format!(
-                "{} teams could not be measured in {} minutes; --minutes gives more",
+                "{} more could not be measured in {} minutes; --minutes gives more",
                 found.untried, self.args.minutes
             ));
         }
@@ -413,6 +422,7 @@ impl Tuner {
                 lines.push("q8_0 would be faster: --allow-q8-cache keeps it, or serve with --cache-type q8_0".into());
             }
         }
+        lines.extend(busy(found.others).map(|sentence| format!("\n{sentence}")));
         let tuned = &found.tuned;
         let teams = tuned.placement.as_ref().map(placement).unwrap_or_default();
         let rows = tuned.batch_size.map(|rows| format!(", {rows} rows a step"));

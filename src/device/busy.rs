@@ -54,17 +54,14 @@ impl Busy {
     }
 }
 
-/// What a process took, its threads that have ended included.
+/// What a process took, with its threads that have ended and its children that were waited for.
 fn ticks(proc: &Path, pid: u32) -> Option<u64> {
     let stat = text(&proc.join(pid.to_string()).join("stat"))?;
     // A program's name may hold anything, blanks and brackets too.
     let (_, fields) = stat.rsplit_once(") ")?;
-    let mut times = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map_while(|time| time.parse::<u64>().ok());
-    Some(times.next()? + times.next()?)
+    let times = fields.split_whitespace().skip(11).take(4);
+    let times: Vec<u64> = times.map_while(|time| time.parse().ok()).collect();
+    (times.len() == 4).then(|| times.iter().sum())
 }
 
 #[cfg(test)]

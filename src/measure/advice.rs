@@ -21,7 +21,7 @@ pub fn advice(
     about_model: Vec<String>,
     laid_out: f64,
 ) -> Vec<String> {
-    let mut advice = busy(report);
+    let mut advice: Vec<String> = busy(report.others).into_iter().collect();
     advice.extend(build(report));
     advice.extend(about_model);
     advice.extend(layout(report, laid_out));
@@ -31,16 +31,13 @@ pub fn advice(
     advice
 }
 
-/// Not what would help, but why figures mean little.
-fn busy(report: &Report) -> Vec<String> {
-    let others = report.others.filter(|others| *others > QUIET);
-    let sentence = |others: f64| {
-        format!(
-            "other programs had {:.0} % of the cores meanwhile: threads wait for each other, so these figures are lower than those of an idle machine, by more than that share",
-            others * 100.0
-        )
-    };
-    others.map(sentence).into_iter().collect()
+/// Why figures mean little, if other programs had so much of the cores.
+pub fn busy(others: Option<f64>) -> Option<String> {
+    let others = others.filter(|others| *others > QUIET)?;
+    Some(format!(
+        "other programs had {:.0} % of the cores meanwhile; threads wait for each other, so these figures are lower than those of an idle machine, by more than that share: measure again when it is idle",
+        others * 100.0
+    ))
 }
 
 fn build(report: &Report) -> Vec<String> {
