@@ -95,7 +95,7 @@ enum Command {
     Rm(rm::RmArgs),
     /// Measure how fast a model is here, and tell what would make it faster
     Bench(bench::BenchArgs),
-    /// Find the cores and threads that are best for a model here; `serve` and `run` use them from then on
+    /// Find the best cores and threads for a model here, for `serve` and `run`
     Tune(tune::TuneArgs),
     /// Make the models' folder somebody's own, for an init container
     #[command(hide = true)]
