@@ -114,7 +114,7 @@ impl Teams {
     }
 }
 
-/// What steps of several rows were like of late. Switching costs some ten milliseconds, so one odd step is no reason.
+/// What steps of several rows were like of late. Switching costs some 100 ms, so one odd step is no reason.
 #[derive(Debug, Default)]
 struct Load {
     is_few: bool,

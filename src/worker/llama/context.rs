@@ -1,6 +1,6 @@
 //! A context that has as many threads as the step at hand wants.
 //!
-//! The binding can't change the numbers of a context, so another one takes its place, and the cells move over: some ten milliseconds, and no
+//! The binding can't change the numbers of a context, so another one takes its place, and the cells move over: some 100 ms, and no
 //! answer changes by it. The old one goes before the new one comes, because memory may not have room for two.
 
 use crate::worker::decoder::StepError;
