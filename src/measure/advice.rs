@@ -109,8 +109,13 @@ fn speed(report: &Report) -> Vec<String> {
     if let Some((test, share)) = decode
         && share < WELL
     {
+        let more = if report.run.reason.contains("tune") {
+            ""
+        } else {
+            "; `pocket-llm tune` looks for better cores and threads"
+        };
         advice.push(format!(
-            "{} reaches {:.0} % of what memory allows: computing or waiting takes the rest; `pocket-llm tune` looks for better cores and threads",
+            "{} reaches {:.0} % of what memory allows: computing or waiting takes the rest{more}",
             test.name,
             share * 100.0
         ));
@@ -148,12 +153,7 @@ fn heat(report: &Report) -> Option<String> {
         _ => String::new(),
     };
     (run.kept < KEPT).then(|| {
-        format!(
-            "minute {} has {:.0} % of the speed of minute {}{degrees}: the machine slows down to stay cool; fewer threads may keep the same speed with less heat",
-            run.last.minute,
-            run.kept * 100.0,
-            run.first.minute
-        )
+        format!("{run}{degrees}: the machine slows down to stay cool; fewer threads may keep the same speed with less heat")
     })
 }
 

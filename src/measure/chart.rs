@@ -66,13 +66,7 @@ impl Chart {
 
     fn head(&mut self, title: &str, run: &Sustained) {
         self.label((LEFT, 22.0), "start", "black", title);
-        let kept = format!(
-            "minute {} has {:.0} % of the speed of minute {}",
-            run.last.minute,
-            run.kept * 100.0,
-            run.first.minute
-        );
-        self.label((LEFT, 42.0), "start", GREY, &kept);
+        self.label((LEFT, 42.0), "start", GREY, &run.to_string());
     }
 
     /// Lines across, with the numbers of all axes.

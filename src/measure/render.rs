@@ -197,15 +197,7 @@ fn blocks(report: &Report) -> Vec<Block> {
     if let Some(run) = &report.sustained {
         let heads = vec!["minute", "tokens/s", "CPU", "clocks"];
         blocks.push(Block::Table(heads, minutes(&run.samples)));
-        blocks.push(Block::Facts(vec![(
-            "kept",
-            format!(
-                "minute {} has {:.0} % of the speed of minute {}",
-                run.last.minute,
-                run.kept * 100.0,
-                run.first.minute
-            ),
-        )]));
+        blocks.push(Block::Facts(vec![("kept", run.to_string())]));
     }
     if !report.advice.is_empty() {
         blocks.push(Block::List("advice", report.advice.clone()));

@@ -3,6 +3,7 @@
 use super::median;
 use crate::device::{Topology, heat};
 use serde::Serialize;
+use std::fmt;
 
 /// What a moment of a long run was like.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -90,6 +91,25 @@ impl Sustained {
     }
 }
 
+impl fmt::Display for Sustained {
+    /// `minute 30 has 61 % of the speed of minute 1`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.kept * 100.0;
+        match (self.first.minute, self.last.minute) {
+            (first, last) if first == last => {
+                write!(
+                    f,
+                    "its end has {percent:.0} % of the speed of its beginning"
+                )
+            }
+            (first, last) => write!(
+                f,
+                "minute {last} has {percent:.0} % of the speed of minute {first}"
+            ),
+        }
+    }
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -141,6 +161,10 @@ pub(super) mod tests {
         );
         assert!((run.last.tokens_per_second - 12.11).abs() < 0.01);
         assert!((run.kept - 0.61).abs() < 0.01);
+        assert_eq!(
+            run.to_string(),
+            "minute 30 has 61 % of the speed of minute 1"
+        );
         assert_eq!(run.last.mhz.len(), 2);
         assert!(run.last.mhz[0].is_some_and(|mhz| mhz < 1820.0) && run.last.mhz[1].is_none());
     }
@@ -149,6 +173,10 @@ pub(super) mod tests {
     fn short_runs_are_cut_in_half_and_none_has_no_result() {
         let run = Sustained::of(warming(1)).expect("samples");
         assert!(run.first.tokens_per_second > run.last.tokens_per_second);
+        assert_eq!(
+            run.to_string(),
+            "its end has 77 % of the speed of its beginning"
+        );
         let one = Sustained::of(warming(1)[..1].to_vec()).expect("a sample");
         assert_eq!(one.kept.to_string(), "1");
         assert_eq!(Sustained::of(Vec::new()), None);
