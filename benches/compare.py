@@ -10,6 +10,10 @@ idle     processor time and memory of a server that has nothing to do
 start    from exec to the first token of a cached model
 loading  a second model is loaded while the first one streams: how much longer does a token take at most
 kill     the worker is killed amid eight streams: when does every client know, and does the next request work
+prefix   ten requests at once whose prompts begin with the same 500 tokens: prompt tokens decoded, time to the first token
+arrival  a prompt of 1,500 tokens arrives amid seven streams: their slowest inter-token gap, and its time to the first token
+drafts   texts that are copied, repeated or new: tokens/s with and without guessing ahead, and llama-server's ways to guess
+growth   memory after 100 and after 1,000 requests
 
 Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
 everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
@@ -34,8 +38,10 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import load
+import reuse
 import servers
-from load import Stream, now
+from load import Stream, now, one_stream, require
+from report import Row, limit_row, ratio_row, spread, table
 from servers import Server
 
 MIB = 1 << 20
@@ -47,17 +53,9 @@ IDLE_SECONDS = 20
 RESTART_SECONDS = 30
 QUIET_CORES = 0.25  # as much of the machine may be busy with other things when a repetition begins
 QUIET_WAIT_SECONDS = 20
+PLAIN = ["--speculate", "off"]  # where step is compared with step
 TOPICS = ["a lighthouse", "a market in the rain", "the first train of the day", "an old bridge", "a lost letter",
           "the night shift", "a garden on a roof", "a map with a mistake"]
-
-
-@dataclass
-class Row:
-    figure: str
-    ours: str
-    peer: str = "–"
-    bar: str = "–"
-    met: bool | None = None
 
 
 @dataclass
@@ -87,32 +85,32 @@ class Bench:
             yield repetition
 
     @contextmanager
-    def ours(self) -> Iterator[Server]:
+    def ours(self, *flags: str, n_streams: int = N_STREAMS) -> Iterator[Server]:
         command = [str(self.server), "serve", str(self.model), "--host", "127.0.0.1", "--port", "0",
-                   "--parallel", str(N_STREAMS), "--threads", str(self.threads), *self.serve_flags]
+                   "--parallel", str(n_streams), "--threads", str(self.threads), *self.serve_flags, *flags]
         with Server(command, self.folder / "ours.log") as server:
             yield server
 
     @contextmanager
-    def ours_ready(self) -> Iterator[Server]:
-        with self.ours() as server:
+    def ours_ready(self, *flags: str, n_streams: int = N_STREAMS) -> Iterator[Server]:
+        with self.ours(*flags, n_streams=n_streams) as server:
             server.port()
             server.wait_until_ready("/readyz")
             one_stream(server, load.phone_call(self.prompt(), 8))
             yield server
 
     @contextmanager
-    def llama_server(self) -> Iterator[Server]:
+    def llama_server(self, *flags: str, n_streams: int = N_STREAMS, context: int = CONTEXT_PER_STREAM) -> Iterator[Server]:
         port = servers.free_port()
         command = [str(self.peer / "llama-server"), "--host", "127.0.0.1", "--port", str(port), "-m", str(self.model),
-                   "-np", str(N_STREAMS), "-c", str(N_STREAMS * CONTEXT_PER_STREAM), "-t", str(self.threads),
-                   "--no-webui"]
+                   "-np", str(n_streams), "-c", str(n_streams * context), "-t", str(self.threads), "--no-webui", *flags]
         with Server(command, self.folder / "llama-server.log", port) as server:
             yield server
 
     @contextmanager
-    def llama_server_ready(self) -> Iterator[Server]:
-        with self.llama_server() as server:
+    def llama_server_ready(self, *flags: str, n_streams: int = N_STREAMS,
+                           context: int = CONTEXT_PER_STREAM) -> Iterator[Server]:
+        with self.llama_server(*flags, n_streams=n_streams, context=context) as server:
             server.wait_until_ready("/health")
             one_stream(server, load.openai_call(self.prompt(), 8))
             yield server
@@ -193,7 +191,7 @@ def out_of_time(*_: object) -> None:
 
 def decode(bench: Bench) -> list[Row]:
     ours, by_client, peer = [], [], []
-    with bench.ours_ready() as server:
+    with bench.ours_ready(*PLAIN) as server:
         for _ in bench.quiet_repetitions():
             stream = one_stream(server, load.phone_call(bench.prompt(), MAX_TOKENS))
             ours.append(stream.server_rate or stream.rate)
@@ -212,7 +210,7 @@ def llama_bench(bench: Bench, depth: int) -> float:
 
 def streams(bench: Bench) -> list[Row]:
     ours, peer, ceiling = [], [], []
-    with bench.ours_ready() as server, bench.llama_server_ready() as llama_server:
+    with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
         sides = [(server, load.phone_call, ours), (llama_server, load.openai_call, peer)]
         for repetition in bench.quiet_repetitions():
             prompts = [bench.prompt() for _ in range(N_STREAMS)]
@@ -398,52 +396,13 @@ def first_token_after(server: Server, call: load.Call) -> float:
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "loading": loading, "kill": kill}
-
-
-def one_stream(server: Server, call: load.Call) -> Stream:
-    return require(asyncio.run(load.send(server.port(), call)))
-
-
-def require(stream: Stream) -> Stream:
-    if problem := stream.problem():
-        raise RuntimeError(problem)
-    return stream
+    "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "loading": loading, "kill": kill,
+    "prefix": reuse.prefix, "arrival": reuse.arrival, "drafts": reuse.drafts, "growth": reuse.growth}
 
 
 # --------------------------------------------------------------------------
 # The report
 # --------------------------------------------------------------------------
-
-
-def spread(values: list[float]) -> str:
-    """The median, and how far the repetitions lie apart."""
-    text = number(statistics.median(values))
-    return text if len(values) == 1 else f"{text} ({number(min(values))} to {number(max(values))})"
-
-
-def number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def ratio_row(figure: str, ours: list[float], peer: list[float], bar: float | None, peer_name: str) -> Row:
-    ratio = statistics.median(ours) / statistics.median(peer)
-    return Row(figure, f"{spread(ours)}, ratio {ratio:.3f}", f"{spread(peer)} ({peer_name})",
-               "–" if bar is None else f"ratio ≥ {bar}", None if bar is None else ratio >= bar)
-
-
-def limit_row(figure: str, ours: list[float], bar: float | None) -> Row:
-    if bar is None:
-        return Row(figure, spread(ours))
-    return Row(figure, spread(ours), bar=f"< {bar:g}", met=statistics.median(ours) < bar)
-
-
-def table(rows: list[Row]) -> str:
-    lines = ["| figure | ours | llama.cpp | bar | met |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        met = {None: "", True: "yes", False: "**no**"}[row.met]
-        lines.append(f"| {row.figure} | {row.ours} | {row.peer} | {row.bar} | {met} |")
-    return "\n".join(lines)
 
 
 def header(bench: Bench) -> str:

@@ -11,8 +11,8 @@
 mod models;
 
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, EngineState, Event, Format, Launch, Message, Prompt, Request,
-    Role, Sampling, WorkerConfig,
+    CacheScope, EngineHandle, EngineOptions, EngineState, Event, Format, Launch, Message, Prompt,
+    Request, Role, Sampling, Speculate, WorkerConfig,
 };
 use serde_json::json;
 use std::time::Duration;
@@ -31,6 +31,9 @@ fn options(threads: u32) -> EngineOptions {
             step_ms: 300,
             places: 8,
             chat_template: None,
+            cache_bytes: None,
+            cache_scope: CacheScope::Server,
+            speculate: Speculate::Off,
             ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),

@@ -7,7 +7,8 @@ mod models;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use models::test_model;
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request, Usage, WorkerConfig,
+    CacheScope, EngineHandle, EngineOptions, EngineState, Event, Launch, Prompt, Request,
+    Speculate, Usage, WorkerConfig,
 };
 use pocket_llm::worker;
 use std::path::PathBuf;
@@ -36,6 +37,9 @@ async fn start(parallel: u32) -> EngineHandle {
             step_ms: 300,
             places: parallel,
             chat_template: None,
+            cache_bytes: None,
+            cache_scope: CacheScope::Server,
+            speculate: Speculate::Off,
             ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(|stream| {

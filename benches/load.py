@@ -68,6 +68,7 @@ class Stream:
     errors: list[str] = field(default_factory=list)  # said by the server
     tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     server_rate: float | None = None  # tokens/s by the server's own clock
 
     @property
@@ -80,6 +81,13 @@ class Stream:
         if len(self.token_times) < 2 or self.tokens < 2:
             return None
         return (self.tokens - 1) / (self.token_times[-1] - self.token_times[0])
+
+    @property
+    def rate_from_first(self) -> float | None:
+        """Tokens/s from the first token to the end of the answer. A server that says several tokens at once says them in one event."""
+        if not self.token_times or self.tokens < 2:
+            return None
+        return (self.tokens - 1) / (self.ended - self.token_times[0])
 
     def problem(self) -> str | None:
         if self.failure or self.errors:
@@ -134,6 +142,16 @@ async def watch(port: int, call: Call, stream: Stream, timeout: float = 120.0) -
 
 async def send_together(port: int, calls: list[Call], timeout: float = 120.0) -> list[Stream]:
     return list(await asyncio.gather(*(send(port, call, timeout) for call in calls)))
+
+
+def one_stream(server, call: Call) -> Stream:
+    return require(asyncio.run(send(server.port(), call)))
+
+
+def require(stream: Stream) -> Stream:
+    if problem := stream.problem():
+        raise RuntimeError(problem)
+    return stream
 
 
 # --------------------------------------------------------------------------
@@ -230,6 +248,7 @@ def take(stream: Stream, moment: float, event: dict) -> None:
     stream.tokens = (usage.get("completion_tokens") or timings.get("predicted_n") or metadata.get("tokenCount")
                      or stream.tokens)
     cached = timings.get("cache_n") or 0
+    stream.cached_tokens = cached or stream.cached_tokens
     prompt = timings["prompt_n"] + cached if "prompt_n" in timings else metadata.get("promptTokens")
     stream.prompt_tokens = usage.get("prompt_tokens") or prompt or stream.prompt_tokens
     stream.server_rate = timings.get("predicted_per_second") or stream.server_rate

@@ -5,6 +5,7 @@ import asyncio
 import unittest
 
 import compare
+import report
 import load
 import servers
 
@@ -87,14 +88,14 @@ class ReadingServers(unittest.TestCase):
 
 class Reporting(unittest.TestCase):
     def test_bars(self):
-        self.assertTrue(compare.ratio_row("f", [95.0], [100.0], 0.95, "p").met)
-        self.assertFalse(compare.ratio_row("f", [94.9], [100.0], 0.95, "p").met)
-        self.assertFalse(compare.limit_row("f", [1.0, 3.0, 0.5], 1.0).met)
-        self.assertIsNone(compare.limit_row("f", [1.0], None).met)
+        self.assertTrue(report.ratio_row("f", [95.0], [100.0], 0.95, "p").met)
+        self.assertFalse(report.ratio_row("f", [94.9], [100.0], 0.95, "p").met)
+        self.assertFalse(report.limit_row("f", [1.0, 3.0, 0.5], 1.0).met)
+        self.assertIsNone(report.limit_row("f", [1.0], None).met)
 
     def test_table(self):
-        row = compare.limit_row("start, s", [0.5, 0.25, 2.0], 1.0)
-        self.assertEqual(compare.table([row]).splitlines()[-1], "| start, s | 0.50 (0.25 to 2.00) | – | < 1 | yes |")
+        row = report.limit_row("start, s", [0.5, 0.25, 2.0], 1.0)
+        self.assertEqual(report.table([row]).splitlines()[-1], "| start, s | 0.50 (0.25 to 2.00) | – | < 1 | yes |")
 
     def test_unknown_parts_are_refused(self):
         self.assertEqual(compare.parts("kill,idle"), ["kill", "idle"])

@@ -1,15 +1,18 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
 use crate::device::{Allowed, CoreSet, Placement, Team, Topology, placement};
-use crate::engine::{CacheType, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, WorkerConfig};
+use crate::engine::{
+    CacheScope, CacheType, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, Speculate,
+    WorkerConfig,
+};
 use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
 use crate::models::{Catalogue, Collection, CollectionError, Store, Tunings};
 use crate::pool::{Placed, PoolSettings};
-use clap::Args;
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -118,6 +121,33 @@ pub struct EngineArgs {
     /// [default: f16, or what `pocket-llm tune` was allowed to choose]
     #[arg(long, env = "POCKET_LLM_CACHE_TYPE", value_name = "TYPE")]
     pub cache_type: Option<CacheType>,
+
+    /// Memory beside the KV cache for states of earlier prompts, in MiB: what a conversation left when another one took its place,
+    /// and prefixes that several requests share. 0 keeps none [default: 64, or what is left over]
+    #[arg(long, env = "POCKET_LLM_CACHE_MIB", value_name = "MIB")]
+    pub cache_mib: Option<u64>,
+
+    /// Whose prompts and answers make a request faster: everybody's, or only those of the same client. Answers never show them; how
+    /// soon they come tells whether the same prompt was here before
+    #[arg(
+        long,
+        env = "POCKET_LLM_CACHE_SCOPE",
+        value_enum,
+        default_value_t,
+        value_name = "SCOPE"
+    )]
+    pub cache_scope: Scope,
+
+    /// Guess tokens that were said before in the same order, and decode them together with the one that is due, where that is
+    /// measured to be faster. What is said stays the same
+    #[arg(
+        long,
+        env = "POCKET_LLM_SPECULATE",
+        value_enum,
+        default_value_t,
+        value_name = "WHEN"
+    )]
+    pub speculate: Guess,
 
     /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
     /// a reserve]
@@ -445,6 +475,47 @@ impl ServeArgs {
     }
 }
 
+/// Whose prompts and answers make a request faster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Everybody's.
+    #[default]
+    Server,
+    /// Those of the same client.
+    Client,
+}
+
+impl From<Scope> for CacheScope {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Server => Self::Server,
+            Scope::Client => Self::Client,
+        }
+    }
+}
+
+/// When tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Guess {
+    /// Where it is measured to be faster.
+    #[default]
+    Auto,
+    /// Wherever there is something to guess from, whatever it costs: for measurements.
+    Always,
+    /// Never.
+    Off,
+}
+
+impl From<Guess> for Speculate {
+    fn from(guess: Guess) -> Self {
+        match guess {
+            Guess::Auto => Self::Auto,
+            Guess::Always => Self::Always,
+            Guess::Off => Self::Off,
+        }
+    }
+}
+
 /// An empty variable of the environment is one that is not set.
 fn said(names: Vec<String>) -> Vec<String> {
     let names = names.into_iter().map(|name| name.trim().to_owned());
@@ -481,6 +552,10 @@ impl EngineArgs {
         if let Some(mebibytes) = self.memory {
             within("--memory", mebibytes, 16, 1 << 40)?;
         }
+        if let Some(mebibytes) = self.cache_mib {
+            within("--cache-mib", mebibytes, 0, 1 << 40)?;
+        }
+        let cache_bytes = self.cache_mib.map(|mebibytes| mebibytes << 20);
         let words = self.engine_launcher.as_deref().unwrap_or_default();
         let mut config = WorkerConfig {
             ctx_size: self.ctx_size,
@@ -488,6 +563,9 @@ impl EngineArgs {
             batch_size: self.batch_size.unwrap_or(DEFAULT_ROWS).max(sequences),
             step_ms: self.step_ms,
             places: sequences + queue,
+            cache_bytes,
+            cache_scope: self.cache_scope.into(),
+            speculate: self.speculate.into(),
             cache_type: self.cache_type.unwrap_or_default(),
             ..WorkerConfig::default()
         };
@@ -505,6 +583,8 @@ impl EngineArgs {
                 parallel,
                 batch_size: self.batch_size,
                 cache_type: self.cache_type.unwrap_or_default(),
+                cache_bytes,
+                no_drafts: self.speculate == Guess::Off,
             },
             placed: Placed {
                 reason,

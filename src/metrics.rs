@@ -281,13 +281,18 @@ fn pool_registry(pool: &Pool) -> Registry {
     gauge("kv_cells", "KV cells in all", worker.kv_cells);
     gauge("kv_cells_used", "KV cells that hold tokens, kept ones included", worker.kv_cells_used);
 
+    let saved = ConstGauge::new(i64::try_from(worker.saved_bytes).unwrap_or(i64::MAX));
+    registry.register_with_unit("prompt_cache", "States of earlier prompts beside the KV cache", Unit::Bytes, saved);
+
     let mut counter = |name, help, value: u64| registry.register(name, help, ConstCounter::new(value));
     counter("model_loads", "Times that a model was let into memory", totals.loads);
     counter("model_unloads", "Times that a model went", totals.unloads);
     counter("worker_restarts", "Workers started after their model's first", totals.restarts);
     counter("worker_steps", "Steps of the engines' loops", worker.steps);
     counter("worker_prefill_rows", "Prompt tokens decoded", worker.prefill_rows);
-    counter("worker_decode_rows", "Answer tokens decoded", worker.decode_rows);
+    counter("worker_decode_rows", "Answer tokens decoded, drafts included", worker.decode_rows);
+    counter("draft_tokens", "Tokens guessed and decoded together with one that was due", worker.draft_rows);
+    counter("draft_tokens_kept", "Those of them that the model said", worker.draft_rows_kept);
     counter("cancellations", "Sequences freed because their client left or their time was over", worker.cancelled);
 
     let mut seconds = |name, help, micros: u64| {

@@ -63,7 +63,15 @@ fn only_one_folder_names_llama_cpp() {
 
 #[test]
 fn decisions_know_no_clock_no_channel_and_no_thread() {
-    for file in ["scheduler.rs", "cache.rs"] {
+    for file in [
+        "scheduler.rs",
+        "cache/mod.rs",
+        "cache/align.rs",
+        "speculation/mod.rs",
+        "speculation/corpus.rs",
+        "speculation/costs.rs",
+        "speculation/odds.rs",
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("src/worker")
             .join(file);

@@ -11,10 +11,11 @@ mod schemas;
 mod scripted;
 
 use pocket_llm::engine::{
-    EngineError, EngineHandle, Event, FinishReason, Format, Request, Sampling, Token,
+    CacheScope, EngineError, EngineHandle, Event, FinishReason, Format, Message, Prompt, Request,
+    Role, Sampling, Speculate, Token,
 };
 use schemas::{Random, schema};
-use scripted::{END, Script, Told, engine, read, request};
+use scripted::{END, Script, Told, engine, options, read, request};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -190,6 +191,84 @@ async fn hostile_formats_are_refused_or_cost_what_others_cost() {
     engine.shutdown().await;
 }
 
+/// The reasoning and the answer of a chat with a model whose template opens the reasoning, or leaves it to the model.
+async fn thought(opened: bool, said: &str, format: Format) -> (String, String, Told) {
+    let mut options = options(&Arc::new(Script::default()), 1, 4);
+    let opened = if opened { "<think>" } else { "" };
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}{# <think></think> #}";
+    options.config.chat_template = Some(format!("{template}{opened}"));
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    // What the template adds counts as said already.
+    let said = format!("say:{}{said}|", ".".repeat(opened.len()));
+    let asked = Request {
+        prompt: Prompt::Messages(vec![Message::new(Role::User, said)]),
+        format: Some(format),
+        ..request("")
+    };
+    let told = ask(&engine, asked).await;
+    engine.shutdown().await;
+    let of = |wanted: bool| {
+        let texts = told.events.iter().filter_map(|event| match event {
+            Event::Text { text, thinking, .. } if *thinking == wanted => Some(text.as_str()),
+            _ => None,
+        });
+        texts.collect::<String>()
+    };
+    (of(true), of(false), told)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_begins_behind_the_reasoning() {
+    let digits = || Format::Regex("[0-9]*".into());
+    let object = || Format::JsonSchema(json!({"const": {"a": 1}}));
+    for (opened, said, format, thoughts, answer) in [
+        (
+            true,
+            "I {think}</think>{\"a\":1}",
+            object(),
+            "I {think}",
+            "{\"a\":1}",
+        ),
+        (
+            false,
+            "<think>I {think}</think>{\"a\":1}",
+            object(),
+            "I {think}",
+            "{\"a\":1}",
+        ),
+        // A model that does not think answers at once, and in form.
+        (false, "{\"a\":1}", object(), "", "{\"a\":1}"),
+        (false, "Well: {\"a\":1}", object(), "", "{\"a\":1}"),
+        (false, "12", digits(), "", "12"),
+        (false, "", digits(), "", ""),
+        // A form may itself begin as the mark does.
+        (
+            false,
+            "<the>",
+            Format::Regex("<[a-z]+>".into()),
+            "",
+            "<the>",
+        ),
+        (
+            false,
+            "<think>!</think><b>",
+            Format::Regex("<[a-z]+>".into()),
+            "!",
+            "<b>",
+        ),
+    ] {
+        let told = thought(opened, said, format).await;
+        assert_eq!(
+            (told.0.as_str(), told.1.as_str()),
+            (thoughts, answer),
+            "{said}: {:?}",
+            told.2
+        );
+        assert_eq!(told.2.outcome().reason, FinishReason::Stop, "{said}");
+    }
+}
+
 fn hostile() -> Vec<Format> {
     let list = |count: usize, of: &dyn Fn(usize) -> Value| (0..count).map(of).collect::<Vec<_>>();
     let named = |count: usize, of: &dyn Fn(usize) -> (String, Value)| {
@@ -340,6 +419,9 @@ mod real {
                 step_ms: 300,
                 places: 64,
                 chat_template: None,
+                cache_bytes: None,
+                cache_scope: CacheScope::Server,
+                speculate: Speculate::Off,
                 ..WorkerConfig::default()
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),

@@ -6,12 +6,21 @@
 #[path = "support/scripted.rs"]
 mod scripted;
 
+use pocket_llm::engine::wire::RequestId;
+use pocket_llm::engine::{Answer, Pooling, Question, Sampling, Token, WorkerStats};
 use pocket_llm::engine::{
-    EngineError, EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Role,
+    CacheScope, EngineError, EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Role,
 };
+use pocket_llm::worker::embedding::Texts;
+use pocket_llm::worker::run::{EMBEDDING_ROWS, Inbound, Report, Sizes, run};
+use pocket_llm::worker::sampling::Sampler;
+use pocket_llm::worker::sequence::Arrival;
+use pocket_llm::worker::text::{TextStream, Think};
+use scripted::{ByteVocab, EMBEDDING_BYTES, ScriptedDecoder};
 use scripted::{Script, engine, options, read, request, until};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
 
 fn script() -> Arc<Script> {
     Arc::new(Script::default())
@@ -381,7 +390,9 @@ async fn a_prompt_without_room_is_refused() {
         matches!(last, Some(Event::Failed(EngineError::PromptTooLong { limit: 1024, prompt_tokens })) if *prompt_tokens > 1024),
         "{last:?}"
     );
-    let told = read(engine.submit(request("")).unwrap()).await;
+    let mut nothing = request("");
+    nothing.prompt = Prompt::Tokens(Vec::new());
+    let told = read(engine.submit(nothing).unwrap()).await;
     assert!(
         matches!(
             told.events.last(),
@@ -389,6 +400,17 @@ async fn a_prompt_without_room_is_refused() {
         ),
         "{told:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_text_begins_one() {
+    let script = script();
+    let engine = engine(&script, 1, 1).await;
+    let mut empty = request("");
+    empty.max_tokens = Some(1);
+    let told = read(engine.submit(empty).unwrap()).await;
+    assert_eq!(told.outcome().usage.prompt_tokens, 1);
+    assert_eq!(script.steps()[0][0].token, Token(257), "begin of sequence");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -627,9 +649,13 @@ async fn a_prompt_is_echoed_and_scored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn questions_are_answered_and_bounded() {
-    use pocket_llm::engine::{Answer, Question, Token};
     let script = script();
     let engine = engine(&script, 1, 1).await;
+    let embed = |inputs| Question::Embed {
+        client: "test".into(),
+        inputs,
+        deadline_ms: None,
+    };
     let tokenize = |text: String| Question::Tokenize {
         text,
         add_special: false,
@@ -661,7 +687,7 @@ async fn questions_are_answered_and_bounded() {
             },
             "there is no token 9999",
         ),
-        (Question::Embed { inputs: Vec::new() }, "texts at once"),
+        (embed(Vec::new()), "texts at once"),
     ] {
         match engine.ask(question).await {
             Err(EngineError::BadRequest(text)) => assert!(text.contains(reason), "{text}"),
@@ -669,14 +695,244 @@ async fn questions_are_answered_and_bounded() {
         }
     }
     let texts = ["ab", "c"].map(|text| Prompt::Text(text.into()));
-    let Answer::Embeddings(embedded) = engine
-        .ask(Question::Embed {
-            inputs: texts.into(),
-        })
-        .await
-        .unwrap()
-    else {
+    let Answer::Embeddings(embedded) = engine.ask(embed(texts.into())).await.unwrap() else {
         panic!("no embeddings")
     };
     assert_eq!((embedded.vectors.len(), embedded.prompt_tokens), (2, 3));
+}
+
+/// An engine whose template leaves it to the model whether to think, or opens its reasoning.
+async fn thinking_engine(script: &Arc<Script>, opened: bool) -> EngineHandle {
+    let mut options = options(script, 1, 4);
+    let opened = if opened { "<think>\n" } else { "" };
+    let template =
+        "{% for message in messages %}{{ message.content }}{% endfor %}{# <think></think> #}";
+    options.config.chat_template = Some(format!("{template}{opened}"));
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    engine
+}
+
+fn chat(text: &str) -> pocket_llm::engine::Request {
+    pocket_llm::engine::Request {
+        prompt: Prompt::Messages(vec![Message::new(Role::User, text)]),
+        ..request("")
+    }
+}
+
+/// The texts and the bytes of the tokens with log-probabilities, of the reasoning and of the answer.
+fn scored(told: &scripted::Told) -> [(String, String); 2] {
+    [true, false].map(|wanted| {
+        let (mut said, mut bytes) = (String::new(), Vec::new());
+        for event in &told.events {
+            if let Event::Text {
+                text,
+                thinking,
+                logprobs,
+            } = event
+                && *thinking == wanted
+            {
+                said.push_str(text);
+                bytes.extend(logprobs.iter().flat_map(|token| token.chosen.bytes.clone()));
+            }
+        }
+        (said, String::from_utf8(bytes).unwrap())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_probabilities_are_those_of_the_answers_own_tokens() {
+    let script = script();
+    let engine = thinking_engine(&script, false).await;
+    for (said, thought, answer, reasoning_tokens) in [
+        (" <think>Hm <b>!</think>\n\nYes, é", "Hm <b>!", "Yes, é", 7),
+        ("Yes, é</think>", "", "Yes, é</think>", 0),
+        (" <th", "", " <th", 0),
+        ("<think>on and on", "on and on", "", 9),
+    ] {
+        let mut asked = chat(&format!("say:{said}|"));
+        (asked.logprobs, asked.stop) = (Some(0), vec!["-".into(), "s, ö".into()]);
+        let told = read(engine.submit(asked).unwrap()).await;
+        let expected = [(thought, ""), (answer, answer)];
+        let expected = expected.map(|(text, bytes)| (text.to_owned(), bytes.to_owned()));
+        assert_eq!(scored(&told), expected, "{said}");
+        assert_eq!(
+            told.outcome().usage.reasoning_tokens,
+            reasoning_tokens,
+            "{said}"
+        );
+    }
+}
+
+/// What the loop did with this, which was there before it began, until `enough`.
+fn looped(
+    script: &Arc<Script>,
+    inbounds: Vec<Inbound>,
+    rest: Duration,
+    enough: impl Fn(&[(RequestId, Event)], &WorkerStats) -> bool,
+) -> Vec<(RequestId, Event)> {
+    let sizes = Sizes {
+        sequences: 1,
+        context_per_sequence: 1024,
+        batch_size: 64,
+        step_ms: 300,
+        pooling: Pooling::Last,
+        embedding_rest: rest,
+        cache_bytes: 0,
+        cache_scope: CacheScope::Server,
+        costs: None,
+        draft_rows: 0,
+    };
+    let (sender, inbox) = sync_channel(inbounds.len());
+    for inbound in inbounds {
+        sender.try_send(inbound).ok().unwrap();
+    }
+    let mut told = Vec::new();
+    let mut decoder = ScriptedDecoder::new(script);
+    let vocab = Arc::new(ByteVocab::new());
+    run(sizes, vocab, &mut decoder, &inbox, &mut |report| {
+        let Report { events, stats } = report;
+        told.extend(events);
+        !enough(&told, &stats)
+    });
+    told
+}
+
+fn ended(told: &[(RequestId, Event)]) -> usize {
+    told.iter().filter(|(_, event)| event.is_last()).count()
+}
+
+/// A question whose texts are so many tokens of this letter.
+fn texts(id: RequestId, client: &str, texts: &[usize], deadline: Option<Instant>) -> Inbound {
+    let letter = Token(u32::from(client.as_bytes()[0]));
+    let texts = texts.iter().map(|length| vec![letter; *length]).collect();
+    let asked = Texts::new((id, client.into()), texts, deadline, Arc::default());
+    Inbound::Embed(Box::new(asked))
+}
+
+/// A request that begins to answer at once and does not end.
+fn stream(id: RequestId) -> Inbound {
+    let prompt: Vec<Token> = b"loop:x|".map(|byte| Token(u32::from(byte))).into();
+    Inbound::Arrival(Box::new(Arrival {
+        id,
+        client: "test".into(),
+        max_tokens: 500,
+        sampler: Sampler::new(&Sampling::GREEDY, &prompt),
+        constraint: None,
+        text: TextStream::new(&[], Think::Off),
+        calls: None,
+        likelihoods: None,
+        prompt,
+        echo: None,
+        ignore_eos: false,
+        reuse: true,
+        arrived: Instant::now(),
+        deadline: None,
+        cancelled: Arc::default(),
+    }))
+}
+
+#[test]
+fn embeddings_take_turns_between_clients() {
+    let script = script();
+    let asked = vec![
+        texts(1, "a", &[100, 1, 1], None),
+        texts(2, "a", &[1, 1], None),
+        texts(3, "b", &[1, 1], None),
+    ];
+    let told = looped(&script, asked, Duration::MAX, |told, _| ended(told) == 3);
+    let begun = script.embedded();
+    let begun = begun.iter().filter(|(_, position)| *position == 0);
+    let order: String = begun
+        .map(|(tokens, _)| char::from(u8::try_from(tokens[0].0).unwrap()))
+        .collect();
+    assert_eq!(order, "ababaaa", "one of the other client's for each text");
+    let ended: Vec<RequestId> = told.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ended, [3, 2, 1]);
+}
+
+#[test]
+fn embeddings_beside_a_stream_are_a_few_rows_at_a_time() {
+    let script = script();
+    let asked = vec![stream(1), texts(2, "a", &[100], None)];
+    looped(&script, asked, Duration::MAX, |told, _| ended(told) == 1);
+    let rows: Vec<usize> = script
+        .embedded()
+        .iter()
+        .map(|(tokens, _)| tokens.len())
+        .collect();
+    assert_eq!(rows.iter().sum::<usize>(), 100);
+    assert!(
+        rows.iter().all(|rows| *rows <= EMBEDDING_ROWS as usize),
+        "{rows:?}"
+    );
+    assert!(script.steps().len() >= rows.len(), "the stream goes on");
+    // Alone they are more.
+    let alone = vec![texts(3, "a", &[100], None)];
+    looped(&script, alone, Duration::MAX, |told, _| ended(told) == 1);
+    let longest = script
+        .embedded()
+        .iter()
+        .map(|(tokens, _)| tokens.len())
+        .max();
+    assert!(longest > Some(EMBEDDING_ROWS as usize));
+}
+
+#[test]
+fn what_embeddings_take_is_told_and_given_back_after_a_rest() {
+    let script = script();
+    let taken = std::cell::RefCell::new(Vec::new());
+    let asked = vec![texts(1, "a", &[3], None)];
+    looped(&script, asked, Duration::ZERO, |told, stats| {
+        taken.borrow_mut().push(stats.embedding_bytes);
+        ended(told) == 1 && stats.embedding_bytes == 0
+    });
+    assert_eq!(taken.into_inner(), [EMBEDDING_BYTES, 0]);
+    // And while an answer keeps the loop busy.
+    let asked = vec![stream(2), texts(3, "a", &[3], None)];
+    looped(&script, asked, Duration::ZERO, |told, stats| {
+        ended(told) == 1 && stats.embedding_bytes == 0
+    });
+}
+
+#[test]
+fn embeddings_have_a_deadline() {
+    let script = script();
+    let now = Instant::now();
+    let asked = vec![
+        texts(1, "a", &[3], Some(now)),
+        texts(2, "b", &[3], Some(now + Duration::from_hours(1))),
+    ];
+    let told = looped(&script, asked, Duration::MAX, |told, _| ended(told) == 2);
+    assert_eq!(told[0], (1, Event::Failed(EngineError::DeadlineExceeded)));
+    assert!(matches!(&told[1], (2, Event::Answered(_))), "{told:?}");
+    assert_eq!(
+        script.embedded().len(),
+        1,
+        "no work is spent on who is late"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_fits_no_frame_is_one_requests_failure() {
+    let script = script();
+    let mut options = options(&script, 1, 4);
+    // Twice the chat, and six bytes for each of its characters on the way: 72 MiB.
+    let template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}";
+    options.config.chat_template = Some(template.into());
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    let chat = vec![Message::new(Role::User, "\u{1}".repeat(6 << 20))];
+    let render = |messages| Question::Render {
+        messages,
+        tools: None,
+    };
+    match engine.ask(render(chat)).await {
+        Err(EngineError::BadRequest(why)) => assert!(why.contains("too large"), "{why}"),
+        other => panic!("{:.200}", format!("{other:?}")),
+    }
+    assert_eq!(engine.load().restarts, 0, "the worker lives");
+    let chat = vec![Message::new(Role::User, "ab")];
+    let small = engine.ask(render(chat)).await;
+    assert_eq!(small, Ok(Answer::Text("abab".into())));
 }

@@ -10,8 +10,8 @@ mod models;
 use models::test_model;
 use pocket_llm::device::memory::{Free, anonymous_bytes};
 use pocket_llm::engine::{
-    EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch, Message,
-    ModelInfo, Outcome, Prompt, Request, Role, Sampling, WorkerConfig,
+    CacheScope, EngineError, EngineHandle, EngineOptions, EngineState, Event, FinishReason, Launch,
+    Message, ModelInfo, Outcome, Prompt, Request, Role, Sampling, Speculate, WorkerConfig,
 };
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
@@ -39,6 +39,9 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             step_ms: 300,
             places: 64,
             chat_template: None,
+            cache_bytes: None,
+            cache_scope: CacheScope::Server,
+            speculate: Speculate::Off,
             ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),

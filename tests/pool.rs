@@ -8,13 +8,15 @@ mod gguf_file;
 mod scripted;
 
 use gguf_file::GgufFile;
-use pocket_llm::engine::{EngineError, EngineState, Launch, Outcome, WorkerConfig};
+use pocket_llm::engine::{
+    Answer, EngineError, EngineState, Launch, Outcome, Prompt, Question, WorkerConfig,
+};
 use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
 use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
-use scripted::{Script, ScriptedBackend, Told, options, read, request, until};
+use scripted::{EMBEDDING_BYTES, Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::Path;
@@ -80,6 +82,8 @@ impl Machine {
             ctx_size: Some(2048),
             parallel: Some(2),
             batch_size: Some(64),
+            cache_bytes: Some(0),
+            no_drafts: true,
             ..Asked::default()
         };
         let header = Gguf::read(&folder.path().join("a.gguf")).unwrap();
@@ -527,4 +531,37 @@ async fn another_file_at_the_same_place_is_another_model() {
     std::fs::remove_file(&path).unwrap();
     answered(&machine.ask("a").await);
     assert_eq!(machine.loads(), ["a", "a"]);
+}
+
+#[tokio::test]
+async fn what_embeddings_take_is_counted_while_they_have_it() {
+    let machine = Machine::with_room_for(2, |settings| {
+        // For two models, and for one beside what embeddings take.
+        settings.memory = settings.memory.map(|two| two + WEIGHTS / 4);
+    });
+    answered(&machine.ask("a").await);
+    let lease = machine.lease("a").await;
+    let embed = Question::Embed {
+        client: "test".into(),
+        inputs: vec![Prompt::Text("x".into())],
+        deadline_ms: None,
+    };
+    let embedded = lease.engine().ask(embed).await;
+    assert!(
+        matches!(embedded, Ok(Answer::Embeddings(_))),
+        "{embedded:?}"
+    );
+    until("the pool knows", || {
+        lease.engine().load().worker.embedding_bytes == EMBEDDING_BYTES
+    })
+    .await;
+    drop(lease);
+    let seen = machine.pool.seen();
+    assert!(
+        seen[0].bytes > WEIGHTS + EMBEDDING_BYTES,
+        "{}",
+        seen[0].bytes
+    );
+    answered(&machine.ask("b").await);
+    assert_eq!(machine.here(), ["b"], "the other one had to go");
 }

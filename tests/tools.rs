@@ -53,6 +53,7 @@ fn tools(choice: ToolChoice) -> Tools {
     Tools {
         tools: vec![tool("get_weather", Some(city)), tool("clock", None)],
         choice,
+        allowed: None,
         parallel: true,
     }
 }
@@ -324,4 +325,48 @@ async fn a_call_that_a_stop_string_cuts_off_is_not_to_be_made() {
             "{stop}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_allowed_tools_are_called_and_all_are_told_of() {
+    let engine = plain().await;
+    let answer = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
+    let mut prompts = Vec::new();
+    for (allowed, call) in [
+        (None, ("get_weather", "{\"city\": \"Paris\"}")),
+        (Some(vec!["clock".into()]), ("clock", "{}")),
+    ] {
+        let mut asked = answered(answer);
+        asked.tools = asked.tools.map(|tools| Tools {
+            allowed,
+            parallel: false,
+            ..tools
+        });
+        let Prompt::Messages(messages) = asked.prompt.clone() else {
+            panic!("a chat")
+        };
+        let tools = asked.tools.clone();
+        let render = Question::Render { messages, tools };
+        prompts.push(engine.ask(render).await.unwrap());
+        let (heard, reason) = ask(&engine, asked).await;
+        assert_eq!(
+            (heard.calls, reason),
+            (calls(&[call]), FinishReason::ToolCalls)
+        );
+    }
+    assert_eq!(
+        prompts[0], prompts[1],
+        "so that it is continued from the cache"
+    );
+    let mut asked = answered(answer);
+    asked.tools = asked.tools.map(|tools| Tools {
+        allowed: Some(vec!["nobody".into()]),
+        ..tools
+    });
+    let told = read(engine.submit(asked).unwrap()).await;
+    let last = told.events.last();
+    assert!(
+        matches!(last, Some(Event::Failed(EngineError::BadRequest(why))) if why.contains("\"nobody\"")),
+        "{last:?}"
+    );
 }

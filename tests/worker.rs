@@ -41,6 +41,7 @@ fn trials() -> Vec<Trial> {
         a_worker_killed_while_loading_is_started_again,
         a_worker_that_crashes_while_idle_is_replaced,
         a_stopped_worker_is_ended_and_replaced,
+        a_worker_that_hangs_up_and_stays_is_ended,
         a_storm_of_cancels_costs_nobody_else,
         a_deadline_holds_while_there_is_no_worker,
         a_worker_that_computes_is_not_ended_for_being_slow,
@@ -115,6 +116,12 @@ fn act_as_worker(part: &str) {
             )
             .unwrap();
             std::thread::sleep(PATIENCE);
+        }
+        "hangs-up" => {
+            let build = BUILD.into();
+            wire::write(&mut socket(), &FromWorker::Hello { build }).unwrap();
+            socket().shutdown(std::net::Shutdown::Both).unwrap();
+            std::thread::sleep(2 * PATIENCE);
         }
         "dies-at-once" => exit_with_3(),
         other => panic!("no such part: {other}"),
@@ -287,6 +294,19 @@ async fn a_stopped_worker_is_ended_and_replaced() {
     assert!(died(&read(running).await).contains("no progress"));
     assert!(is_gone(pid));
     answers(&engine).await;
+}
+
+async fn a_worker_that_hangs_up_and_stays_is_ended() {
+    let engine = EngineHandle::start(with_worker("hangs-up", 1, 1)).unwrap();
+    until("a worker is there", || engine.load().pid.is_some()).await;
+    let pid = worker_of(&engine);
+    match engine.loaded().await {
+        EngineState::Restarting { reason } => {
+            assert_eq!(reason, "it closed its connection and did not end");
+        }
+        other => panic!("{other:?}"),
+    }
+    until("it is gone", || is_gone(pid)).await;
 }
 
 async fn a_deadline_holds_while_there_is_no_worker() {

@@ -7,6 +7,7 @@ use crate::config::{EngineArgs, Machine, StoreArgs};
 use crate::device::Allowed;
 use crate::device::bandwidth::{self, Bandwidth};
 use crate::device::busy::Busy;
+use crate::engine::Speculate;
 use crate::measure::advice::advice;
 use crate::measure::chart::svg;
 use crate::measure::http::first_token;
@@ -217,6 +218,9 @@ impl Bench {
         let args = &self.args;
         let mut settings = args.engine.check(Some(parallel), 0, &self.machine)?;
         settings.placed.tunings = args.store.tunings(&self.machine, &args.engine);
+        // Guesses are good or bad by what the text says, and random tokens say nothing.
+        settings.asked.no_drafts = true;
+        settings.engine.config.speculate = Speculate::Off;
         if args.engine.ctx_size.is_none() {
             let deepest = args.depth.iter().copied().max().unwrap_or(0);
             let each = match parallel {

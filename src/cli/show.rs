@@ -78,7 +78,7 @@ impl Report {
         let here = plan(gguf, &Asked::default(), kernels, available);
         let mut advice = advice(gguf);
         match (&defaults, &here) {
-            (Ok(defaults), Ok(here)) if defaults != here => advice.push(format!(
+            (Ok(defaults), Ok(here)) if sizes(defaults) != sizes(here) => advice.push(format!(
                 "the free memory here allows --ctx-size {} --parallel {} --batch-size {}, which need {}",
                 here.ctx_size,
                 here.parallel,
@@ -183,7 +183,7 @@ impl Report {
                 "ctx_size": plan.ctx_size, "parallel": plan.parallel, "batch_size": plan.batch_size,
                 "weights_bytes": needs.weights, "cold_bytes": needs.cold, "repacked_bytes": needs.repacked,
                 "kv_bytes": needs.kv, "compute_bytes": needs.compute, "output_bytes": needs.output,
-                "process_bytes": needs.process, "total_bytes": needs.total(),
+                "draft_bytes": needs.drafts, "prompt_cache_bytes": needs.prompt_cache, "process_bytes": needs.process, "total_bytes": needs.total(),
             })
         });
         json!({
@@ -194,6 +194,10 @@ impl Report {
             "tied": self.tied, "bytes_per_token": self.bytes_per_token, "memory": memory, "advice": self.advice,
         })
     }
+}
+
+fn sizes(plan: &Plan) -> [u32; 3] {
+    [plan.ctx_size, plan.parallel, plan.batch_size]
 }
 
 /// Parts of a model in the order in which they are shown.

@@ -8,8 +8,8 @@ use crate::config::{EngineArgs, Machine, StoreArgs};
 use crate::device::bandwidth;
 use crate::device::busy::Busy;
 use crate::device::{Placement, Team};
-use crate::engine::CacheType;
 use crate::engine::wire::BUILD;
+use crate::engine::{CacheType, Speculate};
 use crate::measure::advice::busy;
 use crate::measure::render::{placement, speed, team};
 use crate::measure::report::best as best_bandwidth;
@@ -334,6 +334,9 @@ impl Tuner {
         settings.asked.ctx_size = Some(cells);
         settings.engine.config.ctx_size = Some(cells);
         settings.engine.config.place(placement.clone());
+        // Guesses are good or bad by what the text says, and random tokens say nothing.
+        settings.asked.no_drafts = true;
+        settings.engine.config.speculate = Speculate::Off;
         Ok(settings)
     }
 

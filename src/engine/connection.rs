@@ -245,3 +245,38 @@ fn obituary(ending: &Ending) -> Over {
         (None, None) => Over::Died("it ended".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ending(signal: Option<i32>, code: Option<i32>) -> Ending {
+        Ending {
+            signal,
+            code,
+            last_lines: Vec::new(),
+        }
+    }
+
+    /// Who is to blame decides whether the requests that were there have used up an attempt.
+    #[test]
+    fn an_obituary_tells_a_kill_from_a_death() {
+        for (signal, code, killed, words) in [
+            (Some(9), None, true, "killed from outside by signal 9"),
+            (Some(15), None, true, "killed from outside by signal 15"),
+            (Some(6), None, false, "crashed with signal 6"),
+            (Some(11), None, false, "crashed with signal 11"),
+            (None, Some(0), false, "by itself with status 0"),
+            (None, Some(101), false, "by itself with status 101"),
+            (None, None, false, "it ended"),
+        ] {
+            let (was_killed, told) = match obituary(&ending(signal, code)) {
+                Over::Killed(told) => (true, told),
+                Over::Died(told) => (false, told),
+                Over::Stopped | Over::LoadFailed(_) => panic!("it was not asked to end"),
+            };
+            assert_eq!(was_killed, killed, "{told}");
+            assert!(told.contains(words), "{told}");
+        }
+    }
+}

@@ -55,6 +55,10 @@ pub struct Tools {
     pub choice: ToolChoice,
     /// Whether it may make several calls in one answer.
     pub parallel: bool,
+    /// The names of those that it may call in this answer; `None` is all. It is told of the others all the same, so that the
+    /// prompt stays what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Vec<String>>,
 }
 
 impl Tools {
@@ -64,6 +68,18 @@ impl Tools {
     pub const MOST_BYTES: usize = 64 << 10;
     /// Characters of a name.
     pub const LONGEST_NAME: usize = 64;
+
+    /// Those that the model may call in this answer.
+    pub fn callable(&self) -> impl Iterator<Item = &Tool> {
+        let allowed = |name: &String| {
+            let among = |allowed: &Vec<String>| allowed.contains(name);
+            self.allowed.as_ref().is_none_or(among)
+        };
+        self.tools.iter().filter(move |tool| match &self.choice {
+            ToolChoice::Named(chosen) => tool.name == *chosen,
+            _ => allowed(&tool.name),
+        })
+    }
 
     /// Says, in a sentence for the client, what keeps these tools from being used.
     pub fn check(&self) -> Result<(), String> {
@@ -88,11 +104,21 @@ impl Tools {
                 "the definitions of the tools have {bytes} bytes: send at most {most}"
             ));
         }
+        let mut allowed = self.allowed.iter().flatten();
+        if let Some(name) = allowed.find(|name| !names.contains(name.as_str())) {
+            return Err(format!(
+                "no tool is called {:.80}: allow some of those that you send",
+                format!("{name:?}")
+            ));
+        }
         match &self.choice {
             ToolChoice::Named(name) if !names.contains(name.as_str()) => Err(format!(
                 "no tool is called {:.80}: choose one of those that you send",
                 format!("{name:?}")
             )),
+            _ if self.callable().next().is_none() => {
+                Err("no tool may be called: allow one at least".into())
+            }
             _ => Ok(()),
         }
     }

@@ -289,6 +289,14 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens sampled, the end token included.
     pub completion_tokens: u32,
+    /// Tokens that were guessed and decoded together with one that was due.
+    #[serde(default)]
+    pub drafted_tokens: u32,
+    /// Those of them that the model said indeed: each saved a step.
+    #[serde(default)]
+    pub draft_tokens_kept: u32,
+    /// Those of them that are part of the reasoning; its marks are not.
+    pub reasoning_tokens: u32,
     /// From arrival in the worker to the first prefill step.
     pub queue_ms: f64,
     /// From the first prefill step to the first sampled token.
@@ -428,6 +436,16 @@ pub struct WorkerConfig {
     /// How the KV cache is stored.
     #[serde(default)]
     pub cache_type: CacheType,
+    /// Bytes that states of earlier prompts may take beside the KV cache; `None` is as many as there is room for, up to
+    /// [`DEFAULT_CACHE_BYTES`].
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
+    /// Whose prompts and answers a request may profit from.
+    #[serde(default)]
+    pub cache_scope: CacheScope,
+    /// When tokens are guessed and decoded together with those that are due.
+    #[serde(default)]
+    pub speculate: Speculate,
 }
 
 impl WorkerConfig {
@@ -454,6 +472,34 @@ impl WorkerConfig {
     }
 }
 
+/// When tokens are guessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculate {
+    /// Never.
+    Off,
+    /// Where that is measured to be faster.
+    #[default]
+    Auto,
+    /// Wherever there is a guess, as if further rows cost little.
+    Always,
+}
+
+/// Bytes for states of earlier prompts where nobody said a number.
+pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
+
+/// Whose prompts and answers a request may profit from: their KV cells, and guesses at what comes next. It never shows in an answer;
+/// but how soon an answer comes tells whether its prompt was here before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheScope {
+    /// Everybody's.
+    #[default]
+    Server,
+    /// Those of the same client: who holds one of several API keys, else an address.
+    Client,
+}
+
 /// What a loaded model is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
@@ -475,6 +521,9 @@ pub struct ModelInfo {
     pub trained_context: u32,
     /// Tokens that one request may use (prompt and answer).
     pub context_per_sequence: u32,
+    /// Bytes that states of earlier prompts may take beside the KV cache.
+    #[serde(default)]
+    pub cache_bytes: u64,
     /// Sequences that run at once.
     pub sequences: u32,
     /// Where the prompt format comes from: `model`, `configured`, or the name of the fallback.
@@ -511,12 +560,22 @@ pub struct WorkerStats {
     pub kv_cells_used: u32,
     /// KV cells in all.
     pub kv_cells: u32,
+    /// Bytes that embeddings take beside what the model was planned with, while there are some to make.
+    pub embedding_bytes: u64,
     /// Steps since the worker started.
     pub steps: u64,
     /// Rows decoded for prompts since the worker started.
     pub prefill_rows: u64,
     /// Rows decoded for answers since the worker started.
     pub decode_rows: u64,
+    /// Guessed tokens decoded since the worker started; they are among `decode_rows`.
+    pub draft_rows: u64,
+    /// Those of them that the model said.
+    pub draft_rows_kept: u64,
+    /// Prompt tokens that needed no decoding, since the worker started.
+    pub cached_rows: u64,
+    /// Bytes of states kept beside the KV cache.
+    pub saved_bytes: u64,
     /// Sequences freed because their client left or their deadline passed, since the worker started.
     pub cancelled: u64,
     /// Microseconds inside `llama_decode`, since the worker started.
@@ -531,6 +590,9 @@ impl WorkerStats {
         self.steps += other.steps;
         self.prefill_rows += other.prefill_rows;
         self.decode_rows += other.decode_rows;
+        self.draft_rows += other.draft_rows;
+        self.draft_rows_kept += other.draft_rows_kept;
+        self.cached_rows += other.cached_rows;
         self.cancelled += other.cancelled;
         self.decode_us += other.decode_us;
         self.overhead_us += other.overhead_us;

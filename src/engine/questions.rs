@@ -30,8 +30,12 @@ pub enum Question {
     },
     /// The embedding of each text or list of tokens ([`Prompt::Messages`] is refused).
     Embed {
+        /// Who asks: clients take turns.
+        client: String,
         /// At most [`Question::MOST_INPUTS`] of them.
         inputs: Vec<Prompt>,
+        /// Milliseconds from submission within which the answer must be there.
+        deadline_ms: Option<u64>,
     },
 }
 
@@ -89,7 +93,10 @@ impl Work {
     pub fn deadline_ms(&self) -> Option<u64> {
         match self {
             Self::Generate(request) => request.deadline_ms,
-            Self::Ask(_) => None,
+            Self::Ask(question) => match **question {
+                Question::Embed { deadline_ms, .. } => deadline_ms,
+                _ => None,
+            },
         }
     }
 
@@ -97,7 +104,10 @@ impl Work {
     pub fn deadline_ms_mut(&mut self) -> Option<&mut u64> {
         match self {
             Self::Generate(request) => request.deadline_ms.as_mut(),
-            Self::Ask(_) => None,
+            Self::Ask(question) => match &mut **question {
+                Question::Embed { deadline_ms, .. } => deadline_ms.as_mut(),
+                _ => None,
+            },
         }
     }
 }

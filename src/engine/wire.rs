@@ -73,17 +73,34 @@ pub enum FromWorker {
     },
 }
 
-/// Encodes a frame with its length in front.
+/// Encodes a frame with its length in front. One that would be too long is [`io::ErrorKind::FileTooLarge`], and takes no more
+/// memory than the longest.
 pub fn encode<T: Serialize>(frame: &T) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 4];
-    serde_json::to_writer(&mut bytes, frame)?;
+    let mut bounded = Bounded(vec![0; 4]);
+    serde_json::to_writer(&mut bounded, frame)?;
+    let Bounded(mut bytes) = bounded;
     let length = bytes.len() - 4;
-    if length > MAX_FRAME {
-        return Err(oversized(length));
-    }
     let prefix = u32::try_from(length).map_err(|_| oversized(length))?;
     bytes[..4].copy_from_slice(&prefix.to_le_bytes());
     Ok(bytes)
+}
+
+/// The bytes of a frame, the length in front included.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.0.len() - 4 + bytes.len();
+        if length > MAX_FRAME {
+            return Err(oversized(length));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes one frame, blocking.
@@ -137,7 +154,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], length: usize) -> io::Result<T> {
 
 fn oversized(length: usize) -> io::Error {
     io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("a frame of {length} bytes is over the limit of {MAX_FRAME}"),
+        io::ErrorKind::FileTooLarge,
+        format!("a frame of {length} bytes or more is over the limit of {MAX_FRAME}"),
     )
 }

@@ -1,5 +1,6 @@
 //! Who asks, and under which number.
 
+use super::auth::KeyHolder;
 use super::listen::Peer;
 use super::tracked::hex;
 use axum::extract::FromRequestParts;
@@ -41,7 +42,7 @@ impl fmt::Display for RequestId {
 /// What a handler needs to know of a request beside its body.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
-    /// A client is its address: the queue is fair between addresses.
+    /// Between whom the queue is fair: who holds one of several keys; addresses, where there is one key for all or none.
     pub(super) client: String,
     pub(super) id: Option<RequestId>,
 }
@@ -50,9 +51,16 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let peer = parts.extensions.get::<Peer>();
+        let holder = parts
+            .extensions
+            .get::<KeyHolder>()
+            .map(|holder| holder.0.clone());
+        let peer = parts
+            .extensions
+            .get::<Peer>()
+            .map(|peer| peer.client.to_string());
         Ok(Self {
-            client: peer.map_or_else(|| "unknown".into(), |peer| peer.client.to_string()),
+            client: holder.or(peer).unwrap_or_else(|| "unknown".into()),
             id: parts.extensions.get().cloned(),
         })
     }

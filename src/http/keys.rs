@@ -132,6 +132,11 @@ impl Keys {
         any.into()
     }
 
+    /// Whether there are several keys, so that one tells who asks.
+    pub(super) fn are_several(&self) -> bool {
+        self.fixed.len() + self.file.as_ref().map_or(0, |file| file.digests().len()) > 1
+    }
+
     /// Looks at the file now and then, for as long as the future is polled. A file that can't be read, or has no key, changes
     /// nothing.
     pub async fn watch(self) {

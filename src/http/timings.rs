@@ -18,6 +18,10 @@ pub(super) struct Timings {
     predicted_ms: f64,
     predicted_per_token_ms: Option<f64>,
     predicted_per_second: Option<f64>,
+    /// Tokens that were guessed and decoded together with one that was due.
+    draft_n: u32,
+    /// Those of them that the model said.
+    draft_n_accepted: u32,
     /// Ours: from arrival to the start of prefill.
     queue_ms: f64,
     /// Ours: from arrival to the first token.
@@ -38,6 +42,8 @@ impl From<&Usage> for Timings {
             predicted_ms: usage.predicted_ms,
             predicted_per_token_ms: ratio(usage.predicted_ms, predicted_n.into()),
             predicted_per_second: ratio(1000.0 * f64::from(predicted_n), usage.predicted_ms),
+            draft_n: usage.drafted_tokens,
+            draft_n_accepted: usage.draft_tokens_kept,
             queue_ms: usage.queue_ms,
             ttft_ms: usage.ttft_ms,
         }

@@ -35,7 +35,7 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn new(app: &App, endpoint: &'static str, client: String) -> Self {
+    fn new(app: &App, endpoint: &'static str, client: String) -> Self {
         app.request_begins();
         let arrived = Instant::now();
         Self {

@@ -103,6 +103,7 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
+    config.cache_bytes = Some(plan.needs.prompt_cache);
     Ok(config)
 }
 
@@ -212,7 +213,7 @@ fn others(slots: &Slots, slot: &Arc<Slot>) -> Vec<Arc<Slot>> {
 fn seat(slot: &Slot) -> Seat {
     let age = slot.last_used().elapsed().as_millis();
     Seat {
-        bytes: slot.bytes(),
+        bytes: slot.holds(),
         busy: slot.uses() > 0,
         last_used: u64::MAX - u64::try_from(age).unwrap_or(u64::MAX),
     }

@@ -117,7 +117,7 @@ pub struct Seen {
     pub in_flight: u32,
     /// Requests that may run or wait at once.
     pub places: u32,
-    /// Bytes that it takes by the memory plan, 0 while that is not decided.
+    /// Bytes that it takes by the memory plan (0 while that is not decided), and what its worker took beyond that for embeddings.
     pub bytes: u64,
     /// Since when nobody uses it; `None` while somebody does.
     pub idle: Option<Duration>,
@@ -229,6 +229,7 @@ impl Pool {
             totals.workers.queued += load.worker.queued;
             totals.workers.kv_cells += load.worker.kv_cells;
             totals.workers.kv_cells_used += load.worker.kv_cells_used;
+            totals.workers.saved_bytes += load.worker.saved_bytes;
             totals.restarts += load.restarts;
         }
         totals
@@ -448,7 +449,7 @@ fn seen(slot: &Slot) -> Seen {
         load: slot.engine.load(),
         in_flight: slot.engine.in_flight(),
         places: slot.engine.places(),
-        bytes: slot.bytes(),
+        bytes: slot.holds(),
         idle: (slot.uses() == 0).then(|| Instant::now() - slot.last_used()),
         leaving: slot.is_leaving(),
         waiting: !slot.is_admitted(),

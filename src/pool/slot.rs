@@ -103,6 +103,12 @@ impl Slot {
         self.bytes.load(Ordering::Acquire)
     }
 
+    /// Bytes that it takes with what its worker took beyond the plan: for embeddings, for as long as there are some to make.
+    pub(super) fn holds(&self) -> u64 {
+        let more = self.engine.load().worker.embedding_bytes;
+        self.bytes().saturating_add(more)
+    }
+
     /// Waits until nobody uses it.
     pub(super) async fn unused(&self) {
         // The sender lives as long as `self`.

@@ -89,16 +89,20 @@ impl Plan {
         thinking: Think::Off,
     };
 
-    /// The answer has the form; where the prompt has opened the model's reasoning, that comes first and is free.
-    pub fn of_answer(thinking: bool) -> Self {
-        if thinking {
-            let start = Start::After("</think>".into());
-            return Self {
-                start,
+    /// The answer has the form; reasoning comes first and is free, where the prompt has opened it or the model opens it itself.
+    pub fn of_answer(thinking: Think) -> Self {
+        match thinking {
+            Think::Off => Self::WHOLE,
+            Think::Watch => Self {
+                start: Start::After(String::new()),
+                thinking,
                 ..Self::WHOLE
-            };
+            },
+            Think::Inside => Self {
+                start: Start::After("</think>".into()),
+                ..Self::WHOLE
+            },
         }
-        Self::WHOLE
     }
 }
 
@@ -194,7 +198,8 @@ impl Constraint {
 
     fn allows_freely(&mut self, token: Token, seen: Seen) -> Result<bool, EngineError> {
         if self.of.is_end(token) {
-            return Ok(self.optional);
+            let at_the_form = seen == Seen::Margin(0) && self.begins_at_once();
+            return Ok(self.optional || at_the_form && self.fits(&[self.of.known(token)])?);
         }
         match self.look(token, seen) {
             Found::Part(_) => Ok(true),
@@ -268,6 +273,12 @@ impl Constraint {
 
     /// All tokens but those that reach into the form with something that does not fit it.
     fn free_mask(&mut self, seen: Seen) -> Result<SimpleVob, EngineError> {
+        if let Seen::Margin(matched) = seen
+            && self.begins_at_once()
+            && let Some(mask) = self.margin_mask(matched)?
+        {
+            return Ok(mask);
+        }
         let mut mask = self.of.choosable.clone();
         for id in (0..).take(mask.len()) {
             if mask.is_allowed(id) && !self.allows_freely(Token(id), seen)? {
@@ -275,6 +286,38 @@ impl Constraint {
             }
         }
         Ok(mask)
+    }
+
+    /// Whether the form begins with the answer, or right behind the reasoning.
+    fn begins_at_once(&self) -> bool {
+        self.marker.as_ref().is_some_and(Marker::is_empty)
+    }
+
+    /// What comes next where reasoning may come first. It comes where the model itself says so: at the start, the set is the form's,
+    /// and one that wanted neither is not made to think; behind a part of the mark, what goes on with it. `None` where the form may
+    /// have begun like the mark: only each token by itself can tell.
+    fn margin_mask(&mut self, matched: usize) -> Result<Option<SimpleVob>, EngineError> {
+        let (begun, next) = marker::OPEN.split_at(matched);
+        if begun.is_empty() {
+            return self.held_mask().map(Some);
+        }
+        if let Some(tokens) = self.of.cut(begun)
+            && self.fits(&tokens)?
+        {
+            return Ok(None);
+        }
+        let mut mask = self.of.env.tok_trie().alloc_token_set();
+        for id in (0..).take(self.of.choosable.len()) {
+            let token = Token(id);
+            let goes_on = self.of.bytes(token).first() == next.first();
+            if goes_on
+                && self.of.choosable.is_allowed(id)
+                && self.allows_freely(token, Seen::Margin(matched))?
+            {
+                mask.allow_token(id);
+            }
+        }
+        Ok(Some(mask))
     }
 
     fn failure(&self) -> EngineError {

@@ -27,6 +27,10 @@ pub struct Row {
     pub logits: bool,
 }
 
+/// A copy of what a sequence held, kept by its decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateId(pub u64);
+
 /// A step that did not happen. The sequences of its rows are unusable until they are cleared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("decoding failed: {0}")]
@@ -86,6 +90,20 @@ pub trait Decoder {
     fn cuttable(&self, seq: SeqId) -> RangeInclusive<Position>;
     /// Forgets everything from position `to` on.
     fn truncate(&mut self, seq: SeqId, to: Position);
+    /// Whether there are lengths to which a sequence can't be cut once it is longer (sliding windows, recurrent states).
+    fn forgets(&self) -> bool;
+    /// Whether rows of the last step can be taken back: what drafts need.
+    fn takes_back(&self) -> bool;
+    /// Bytes that a state of the sequence takes now.
+    fn state_bytes(&self, seq: SeqId) -> u64;
+    /// What a token takes of a state, about; 0 if nobody knows.
+    fn bytes_per_token(&self) -> u64;
+    /// Copies what the sequence holds aside; `None` if that can't be done.
+    fn save(&mut self, seq: SeqId) -> Option<StateId>;
+    /// Gives a sequence what another one, or itself, held when it was saved. `false` leaves it empty.
+    fn restore(&mut self, state: StateId, seq: SeqId) -> bool;
+    /// Drops a state.
+    fn discard(&mut self, state: StateId);
     /// Decodes the next tokens of a text apart from all sequences, and calls `each` with the embedding of each of them, in order.
     /// Position 0 begins a new text. What it needs of memory is taken at the first call.
     fn embed(
@@ -94,6 +112,10 @@ pub trait Decoder {
         position: Position,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError>;
+    /// Bytes that [`Decoder::embed`] has taken and not given back.
+    fn embedding_bytes(&self) -> u64 {
+        0
+    }
     /// Gives back what [`Decoder::embed`] took.
     fn end_embedding(&mut self);
     /// Forgets the sequence.

@@ -13,9 +13,11 @@ pub mod llama;
 pub mod process;
 pub mod prompt;
 pub mod run;
+pub mod sampled;
 pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;
 pub mod teams;
 pub mod text;
 pub mod tools;
@@ -23,15 +25,18 @@ pub mod tools;
 use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use crate::engine::{
-    Answer, EngineError, Event, Format, Prompt, Question, Request, ToolChoice, Tools, Work,
-    WorkerConfig,
+    Answer, EngineError, Event, Format, Prompt, Question, Request, Speculate, ToolChoice, Tools,
+    Work, WorkerConfig,
 };
+use crate::models::memory::logit_rows;
 use constraint::{Compiler, Form, Job, Plan, Start};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
 use sequence::Arrival;
-use std::collections::HashMap;
+use speculation::Costs;
+use std::collections::{HashMap, HashSet};
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -49,6 +54,8 @@ const MOST_BIASES: usize = 1024;
 const MOST_ASKED_TOKENS: usize = 1 << 16;
 /// Bytes of a text that is only to be tokenised.
 const MOST_ASKED_BYTES: usize = 1 << 20;
+/// A worker that embeds nothing keeps what embeddings need for this long.
+const EMBEDDING_REST: Duration = Duration::from_mins(1);
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -97,9 +104,11 @@ fn try_serve(
     let (submitted, to_tokenise) = sync_channel(places.max(1));
     let (to_engine, inbox) = sync_channel(2 * places.max(1));
     let wake = to_engine.clone();
-    thread::Builder::new()
-        .name("reader".into())
-        .spawn(move || read_frames(frames, &submitted, &wake, lost))?;
+    let live = Arc::new(Live::default());
+    thread::Builder::new().name("reader".into()).spawn({
+        let live = Arc::clone(&live);
+        move || read_frames(frames, &submitted, &wake, &live, lost)
+    })?;
     let progress = report_progress(out.try_clone()?);
     let to_tokenise = Arc::new(Mutex::new(to_tokenise));
     let began = Instant::now();
@@ -108,6 +117,7 @@ fn try_serve(
             to_tokenise: &to_tokenise,
             to_engine: &to_engine,
             inbox: &inbox,
+            live: &live,
         };
         answer(&mut out, &config, began, loaded, &outlets);
     });
@@ -147,6 +157,34 @@ struct Outlets<'a> {
     to_tokenise: &'a Arc<Mutex<Receiver<Submitted>>>,
     to_engine: &'a SyncSender<Inbound>,
     inbox: &'a Receiver<Inbound>,
+    live: &'a Live,
+}
+
+/// The requests that came and have not gone, with their cancel flags. Locked for a look only: by the reader, and by the engine
+/// thread in the rare case that an event can't be sent.
+#[derive(Default)]
+struct Live(Mutex<HashMap<RequestId, Weak<AtomicBool>>>);
+
+impl Live {
+    fn insert(&self, id: RequestId, cancelled: &Arc<AtomicBool>) {
+        let mut live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.len() >= 64
+            && live.len() >= 2 * live.values().filter(|flag| flag.strong_count() > 0).count()
+        {
+            live.retain(|_, flag| flag.strong_count() > 0);
+        }
+        live.insert(id, Arc::downgrade(cancelled));
+    }
+
+    /// Whether there was something to cancel.
+    fn cancel(&self, id: RequestId) -> bool {
+        let mut live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let flag = live.remove(&id).and_then(|flag| flag.upgrade());
+        if let Some(flag) = &flag {
+            flag.store(true, Ordering::Relaxed);
+        }
+        flag.is_some()
+    }
 }
 
 /// Runs the loop over a loaded model until the front is gone.
@@ -176,6 +214,18 @@ fn answer(
         batch_size: config.batch_size,
         step_ms: config.step_ms,
         pooling: info.pooling,
+        cache_bytes: info.cache_bytes,
+        cache_scope: config.cache_scope,
+        costs: match config.speculate {
+            Speculate::Always => Some(Costs::little()),
+            Speculate::Auto | Speculate::Off => None,
+        },
+        draft_rows: if config.speculate != Speculate::Off && decoder.takes_back() {
+            logit_rows(info.vocab_size).min(config.batch_size)
+        } else {
+            0
+        },
+        embedding_rest: EMBEDDING_REST,
     };
     let tokeniser = Arc::new(Tokeniser {
         template,
@@ -204,15 +254,46 @@ fn answer(
     if wire::write(out, &FromWorker::Loaded(Box::new(info))).is_err() {
         return;
     }
-    run::run(
-        sizes,
-        vocab,
-        decoder,
-        outlets.inbox,
-        &mut |Report { events, stats }| {
-            wire::write(out, &FromWorker::Step { events, stats }).is_ok()
-        },
-    );
+    run::run(sizes, vocab, decoder, outlets.inbox, &mut |report| {
+        tell(out, outlets.live, report)
+    });
+}
+
+/// Sends what a turn of the loop brought; `false` if nobody listens. An event that fits into no frame is the failure of its request:
+/// the front hears of it and the request is cancelled.
+fn tell(out: &mut impl Write, live: &Live, Report { events, stats }: Report) -> bool {
+    let too_large = |error: &std::io::Error| error.kind() == ErrorKind::FileTooLarge;
+    let whole = FromWorker::Step { events, stats };
+    let told = wire::write(out, &whole);
+    let (Err(error), FromWorker::Step { events, stats }) = (told, whole) else {
+        return true;
+    };
+    if !too_large(&error) {
+        return false;
+    }
+    let mut failed = HashSet::new();
+    for (id, event) in events {
+        if failed.contains(&id) {
+            continue;
+        }
+        let mut send = |event| {
+            let (events, stats) = (vec![(id, event)], stats.clone());
+            wire::write(out, &FromWorker::Step { events, stats })
+        };
+        let mut told = send(event);
+        if told.as_ref().is_err_and(too_large) {
+            tracing::warn!(request = id, "an answer was too large for a frame");
+            failed.insert(id);
+            live.cancel(id);
+            told = send(Event::Failed(EngineError::BadRequest(
+                "the answer is too large to be passed on: ask for less at once".into(),
+            )));
+        }
+        if told.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Reads frames until the stream ends. Cancels take effect here, by a flag that every stage looks at.
@@ -220,20 +301,14 @@ fn read_frames(
     mut from: UnixStream,
     submitted: &SyncSender<Submitted>,
     engine: &SyncSender<Inbound>,
+    live: &Live,
     lost: impl FnOnce(),
 ) {
-    let mut live: HashMap<RequestId, Weak<AtomicBool>> = HashMap::new();
     loop {
         match wire::read(&mut from) {
             Ok(Some(ToWorker::Submit { id, work })) => {
-                if live.len() >= 64
-                    && live.len()
-                        >= 2 * live.values().filter(|flag| flag.strong_count() > 0).count()
-                {
-                    live.retain(|_, flag| flag.strong_count() > 0);
-                }
                 let cancelled = Arc::new(AtomicBool::new(false));
-                live.insert(id, Arc::downgrade(&cancelled));
+                live.insert(id, &cancelled);
                 let arrived = Instant::now();
                 if submitted
                     .send(Submitted {
@@ -248,8 +323,7 @@ fn read_frames(
                 }
             }
             Ok(Some(ToWorker::Cancel { id })) => {
-                if let Some(flag) = live.remove(&id).and_then(|flag| flag.upgrade()) {
-                    flag.store(true, Ordering::Relaxed);
+                if live.cancel(id) {
                     // A full inbox wakes the loop anyway.
                     let _ = engine.try_send(Inbound::Wake);
                 }
@@ -323,9 +397,15 @@ impl Tokeniser {
                 return self.compiler.submit(job).map(|()| None);
             }
             Work::Ask(question) => match *question {
-                Question::Embed { inputs } => self
-                    .texts(id, &inputs, cancelled)
-                    .map(|texts| Inbound::Embed(Box::new(texts))),
+                Question::Embed {
+                    client,
+                    inputs,
+                    deadline_ms,
+                } => self.texts(&inputs).map(|texts| {
+                    let deadline = deadline(arrived, deadline_ms);
+                    let texts = embedding::Texts::new((id, client), texts, deadline, cancelled);
+                    Inbound::Embed(Box::new(texts))
+                }),
                 other => self
                     .answer(other)
                     .map(|answer| Inbound::Done(id, Event::Answered(answer))),
@@ -413,12 +493,7 @@ impl Tokeniser {
     }
 
     /// The tokens of texts that are to be embedded.
-    fn texts(
-        &self,
-        id: RequestId,
-        inputs: &[Prompt],
-        cancelled: Arc<AtomicBool>,
-    ) -> Result<embedding::Texts, EngineError> {
+    fn texts(&self, inputs: &[Prompt]) -> Result<Vec<Vec<Token>>, EngineError> {
         // The answer is one frame.
         let most = MOST_EMBEDDED_NUMBERS / (self.embedding_width as usize).max(1);
         let most = most.min(Question::MOST_INPUTS);
@@ -443,7 +518,7 @@ impl Tokeniser {
                 .prepare(&*self.vocab, input, None, self.context);
             texts.push(prepared.map_err(|error| self.refuse(&error))?.tokens);
         }
-        Ok(embedding::Texts::new(id, texts, cancelled))
+        Ok(texts)
     }
 
     /// The request as the loop takes it, and the form that its answer is held to.
@@ -510,9 +585,7 @@ impl Tokeniser {
             likelihoods,
             echo,
             arrived,
-            deadline: request
-                .deadline_ms
-                .and_then(|ms| arrived.checked_add(Duration::from_millis(ms))),
+            deadline: deadline(arrived, request.deadline_ms),
             cancelled,
         };
         Ok((arrival, held))
@@ -527,6 +600,11 @@ impl Tokeniser {
             other => EngineError::BadRequest(other.to_string()),
         }
     }
+}
+
+/// When a request that arrived then must have its answer.
+fn deadline(arrived: Instant, ms: Option<u64>) -> Option<Instant> {
+    arrived.checked_add(Duration::from_millis(ms?))
 }
 
 fn check_asked(tokens: &[Token]) -> Result<(), EngineError> {
@@ -553,7 +631,7 @@ fn held(
     syntax: tools::Syntax,
     thinking: text::Think,
 ) -> Result<Option<(Form, Plan)>, EngineError> {
-    let answer = Plan::of_answer(thinking == text::Think::Inside);
+    let answer = Plan::of_answer(thinking);
     let calls = tools.filter(|tools| tools.choice != ToolChoice::None);
     let Some(tools) = calls else {
         let form = format.cloned().map(Form::Asked);

@@ -167,6 +167,13 @@ impl Pace {
         }
     }
 
+    /// What `rows` prefill rows take on top of a step, in milliseconds, as far as that is known.
+    pub fn prefill_ms(&self, rows: u32) -> f32 {
+        #[expect(clippy::cast_possible_truncation, reason = "milliseconds")]
+        let ms = (f64::from(rows) * self.row_ms.unwrap_or(0.0)) as f32;
+        ms
+    }
+
     /// Learns from a step of `decoding` and `prefill` rows that took `ms` milliseconds.
     pub fn observe(&mut self, decoding: u32, prefill: u32, ms: f64) {
         if !ms.is_finite() || ms <= 0.0 {

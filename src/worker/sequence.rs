@@ -3,7 +3,9 @@
 
 use super::constraint::Constraint;
 use super::decoder::{Position, Row, SeqId, Vocab};
+use super::sampled::Sampled;
 use super::sampling::{Likelihoods, Sampler};
+use super::speculation::Drafter;
 use super::text::{Piece, TextStream};
 use super::tools::CallSplitter;
 use crate::engine::wire::RequestId;
@@ -58,18 +60,39 @@ impl Arrival {
     }
 }
 
+/// Another request's prompt, whose beginning is this one's too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lead {
+    /// Who decodes it.
+    pub id: RequestId,
+    /// Where.
+    pub seq: SeqId,
+    /// Tokens that are wanted of it.
+    pub length: Position,
+}
+
 /// A request that has a sequence.
 pub struct Sequence {
     /// What was asked.
     pub arrival: Arrival,
     /// Where its tokens live.
     pub seq: SeqId,
+    /// Whose tokens it waits for.
+    pub lead: Option<Lead>,
+    /// Guesses what it says next, once it speaks, where that is wanted.
+    pub drafter: Option<Drafter>,
+    /// Lengths at which its prompt is decoded no further in one step, because its state is wanted there.
+    stops: Vec<Position>,
     cached: u32,
     /// Tokens that the sequence holds.
     held: Position,
     /// The token that was sampled last and is to be decoded next.
     next: Option<Token>,
+    /// What was said in the last step, and not told yet.
+    pieces: Vec<Piece>,
     sampled: u32,
+    drafted: u32,
+    drafts_kept: u32,
     started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
@@ -78,31 +101,61 @@ pub struct Sequence {
     stopped_short: bool,
     /// Why the answer can't go on.
     failed: Option<EngineError>,
-    /// Log-probabilities whose text has not gone out.
-    logprobs: Vec<Logprob>,
+    /// Tokens whose text has not gone out.
+    waiting: Sampled,
 }
 
 /// Prompt rows that may ask for logits in one step: each is the size of the vocabulary.
 const MOST_SCORED_ROWS: u32 = 16;
 
 impl Sequence {
-    /// Starts in a sequence that keeps the first `cached` tokens of the prompt.
-    pub fn new(arrival: Arrival, seq: SeqId, cached: Position) -> Self {
+    /// Starts in an empty sequence.
+    pub fn new(arrival: Arrival, seq: SeqId) -> Self {
         Self {
             arrival,
             seq,
-            cached,
-            held: cached,
+            lead: None,
+            drafter: None,
+            stops: Vec::new(),
+            cached: 0,
+            held: 0,
             next: None,
+            pieces: Vec::new(),
             sampled: 0,
+            drafted: 0,
+            drafts_kept: 0,
             started: None,
             first_token: None,
             last_token: None,
             done: None,
             stopped_short: false,
             failed: None,
-            logprobs: Vec::new(),
+            waiting: Sampled::default(),
         }
+    }
+
+    /// Notes that the sequence has the first `cached` tokens of the prompt without having decoded them.
+    pub fn begin_at(&mut self, cached: Position) {
+        self.lead = None;
+        self.cached = cached;
+        self.held = cached;
+    }
+
+    /// Decodes the prompt up to `length` first.
+    pub fn stop_at(&mut self, length: Position) {
+        if length > self.held {
+            self.stops.push(length);
+        }
+    }
+
+    /// Whether the prompt stands where its state is wanted: there, or at its end.
+    pub fn stands_at_a_stop(&self) -> bool {
+        self.stops.contains(&self.held) || self.held as usize == self.arrival.prompt.len()
+    }
+
+    /// Tokens that its sequence holds.
+    pub fn held(&self) -> Position {
+        self.held
     }
 
     /// Whether the prompt's own tokens have log-probabilities.
@@ -112,8 +165,17 @@ impl Sequence {
 
     /// Prompt tokens that are still to be decoded; 0 once the answer has begun.
     pub fn prefill_left(&self) -> u32 {
+        if self.lead.is_some() {
+            return 0;
+        }
         let prompt = u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX);
-        let left = prompt.saturating_sub(self.held);
+        let stop = self
+            .stops
+            .iter()
+            .copied()
+            .filter(|stop| *stop > self.held)
+            .min();
+        let left = stop.unwrap_or(prompt).min(prompt).saturating_sub(self.held);
         if self.scores_prompt() {
             left.min(MOST_SCORED_ROWS)
         } else {
@@ -121,15 +183,33 @@ impl Sequence {
         }
     }
 
-    /// The row of the token that was sampled last, if the answer has begun.
-    pub fn decode_row(&self) -> Option<Row> {
-        let token = self.next?;
-        Some(Row {
+    /// Whether the next row is that of a sampled token.
+    pub fn is_decoding(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Appends the row of the token that was sampled last, if the answer has begun, and behind it those of a draft.
+    pub fn append_decode(&mut self, drafted: usize, rows: &mut Vec<Row>) {
+        let Some(token) = self.next else { return };
+        let draft = self
+            .drafter
+            .as_ref()
+            .map_or(&[][..], |drafter| drafter.draft(drafted));
+        let said = std::iter::once(&token).chain(draft);
+        rows.extend((self.held..).zip(said).map(|(position, token)| Row {
             seq: self.seq,
-            position: self.held,
-            token,
+            position,
+            token: *token,
             logits: true,
-        })
+        }));
+        self.drafted += u32::try_from(draft.len()).unwrap_or(u32::MAX);
+    }
+
+    /// Tokens that may still be drafted behind the one that is due, in a sequence with room for `context` tokens.
+    pub fn draftable(&self, context: Position) -> u32 {
+        let tokens = self.arrival.max_tokens.saturating_sub(self.sampled);
+        let room = context.saturating_sub(self.held);
+        tokens.min(room).saturating_sub(1)
     }
 
     /// Appends the next `count` rows of the prompt; the prompt's last row asks for logits.
@@ -154,20 +234,39 @@ impl Sequence {
         self.started.get_or_insert(now);
     }
 
-    /// Notes that one row of it was decoded.
-    pub fn decoded(&mut self) {
-        self.held += 1;
-        self.next = None;
+    /// Notes that `count` rows of the prompt were decoded.
+    pub fn advance(&mut self, count: u32) {
+        self.held += count;
     }
 
-    /// Looks at the logits before `position`: chooses the token for it, or says how likely the prompt's was (`None`). The position
+    /// Notes that the sampled token that was due was decoded, with `kept` more tokens of a draft.
+    pub fn spoke(&mut self, kept: u32) {
+        self.held += 1 + kept;
+        self.drafts_kept += kept;
+    }
+
+    /// Looks at the logits before `position`: says the token for it, or how likely the prompt's was (`None`). The position
     /// decides the random number, whatever chunks and batches led there.
-    pub fn sample(
+    pub fn speak(
         &mut self,
         logits: &[f32],
         position: Position,
+        now: Instant,
         vocab: &dyn Vocab,
     ) -> Option<Token> {
+        let token = self.sample(logits, position, vocab)?;
+        let mut bytes = Vec::new();
+        let said = if vocab.is_end(token) {
+            None
+        } else {
+            vocab.append_bytes(token, &mut bytes);
+            Some(bytes.as_slice())
+        };
+        self.accept(token, said, now);
+        Some(token)
+    }
+
+    fn sample(&mut self, logits: &[f32], position: Position, vocab: &dyn Vocab) -> Option<Token> {
         let spell = |token: Token, bytes: &mut Vec<u8>| vocab.append_bytes(token, bytes);
         let said = self.arrival.prompt.get(position as usize).copied();
         let token = match said {
@@ -188,7 +287,7 @@ impl Sequence {
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
             if said.is_some() || passes_over_ends || !vocab.is_end(token) {
-                self.logprobs.push(likelihoods.of(logits, token, spell));
+                self.waiting.score(likelihoods.of(logits, token, spell));
             }
         }
         said.is_none().then_some(token)
@@ -212,7 +311,8 @@ impl Sequence {
         self.arrival.ignore_eos && self.arrival.constraint.is_none()
     }
 
-    fn fail(&mut self, error: EngineError) {
+    /// Ends it with an error.
+    pub fn fail(&mut self, error: EngineError) {
         self.done.get_or_insert(FinishReason::Stop);
         self.failed.get_or_insert(error);
     }
@@ -240,7 +340,7 @@ impl Sequence {
         } else {
             0
         };
-        let of_prompt = self.logprobs.drain(..scored.min(self.logprobs.len()));
+        let of_prompt = self.waiting.take_scores(scored);
         Some(Event::Text {
             text,
             thinking: false,
@@ -248,32 +348,31 @@ impl Sequence {
         })
     }
 
-    /// The log-probabilities of all tokens since the last call.
+    /// The log-probabilities of tokens whose text is not whole, once the answer has ended.
     pub fn take_logprobs(&mut self) -> Vec<Logprob> {
-        std::mem::take(&mut self.logprobs)
+        self.waiting.rest()
     }
 
-    /// Takes the chosen token in: its text (`bytes`; `None` for a token that ends a generation) goes to `pieces`, and the sequence
-    /// may be done after it.
-    pub fn accept(
-        &mut self,
-        token: Token,
-        bytes: Option<&[u8]>,
-        now: Instant,
-        pieces: &mut Vec<Piece>,
-    ) {
+    /// Takes the chosen token in with its text (`bytes`; `None` for a token that ends a generation). The sequence may be done after it.
+    fn accept(&mut self, token: Token, bytes: Option<&[u8]>, now: Instant) {
         self.sampled += 1;
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         self.arrival.sampler.accept(token);
         self.next = Some(token);
+        let before = self.arrival.text.length();
         let stopped = match bytes {
             Some(bytes) => {
-                self.stopped_short = self.arrival.text.push(bytes, pieces);
+                self.stopped_short = self.arrival.text.push(bytes, &mut self.pieces);
                 self.stopped_short
             }
             None => !self.passes_over_ends(),
         };
+        if bytes.is_some() || !stopped {
+            let text = &self.arrival.text;
+            self.waiting
+                .accept(before, text.length(), text.is_mid_character());
+        }
         let complete = match &mut self.arrival.constraint {
             Some(constraint) => constraint.accept(token).map(|()| constraint.is_complete()),
             None => Ok(false),
@@ -307,57 +406,51 @@ impl Sequence {
         self.cached
     }
 
-    /// Appends the events of what was said: text, and calls of tools. The log-probabilities since the last text go with the
-    /// first of these.
-    pub fn tell(&mut self, pieces: &mut Vec<Piece>, events: &mut Vec<Event>) {
-        let first = events.len();
-        for Piece { text, thinking } in pieces.drain(..) {
+    /// Appends the events of what was said: text, with the log-probabilities of its own tokens, and calls of tools.
+    pub fn tell(&mut self, events: &mut Vec<Event>) {
+        for piece in std::mem::take(&mut self.pieces) {
+            let place = piece.from..piece.from + piece.text.len();
+            let Piece { text, thinking, .. } = piece;
+            let first = events.len();
             match &mut self.arrival.calls {
-                Some(calls) if !thinking => calls.push(&text, events),
-                _ => events.push(Event::Text {
-                    text,
-                    thinking,
-                    logprobs: Vec::new(),
-                }),
+                Some(calls) if !thinking => {
+                    let begins = calls.push(&text, place.start, events);
+                    let sure = calls.unsure_from();
+                    self.attach_logprobs(&mut events[first..], &begins);
+                    self.waiting.forget(sure);
+                }
+                _ => {
+                    events.push(Event::Text {
+                        text,
+                        thinking,
+                        logprobs: Vec::new(),
+                    });
+                    if thinking {
+                        self.waiting.thought(&place);
+                    } else {
+                        self.attach_logprobs(&mut events[first..], &[place.start]);
+                    }
+                }
             }
         }
-        self.attach_logprobs(&mut events[first..]);
     }
 
-    fn attach_logprobs(&mut self, events: &mut [Event]) {
-        let mut texts = events.iter_mut();
-        let text = texts.find_map(|event| match event {
+    /// Gives each text of the answer, which begins at the place of the same number, the log-probabilities of its tokens.
+    fn attach_logprobs(&mut self, events: &mut [Event], begins: &[usize]) {
+        let texts = events.iter_mut().filter_map(|event| match event {
             Event::Text { text, logprobs, .. } => Some((text.len(), logprobs)),
             _ => None,
         });
-        if let Some((length, logprobs)) = text {
-            *logprobs = std::mem::take(&mut self.logprobs);
-            if self.stopped_short {
-                // What the stop string cut off is no part of the answer.
-                let mut begin = 0;
-                logprobs.retain(|logprob| {
-                    let is_part = begin < length;
-                    begin += logprob.chosen.bytes.len();
-                    is_part
-                });
-            }
-        }
-        // What is in a call is no text.
-        if self
-            .arrival
-            .calls
-            .as_ref()
-            .is_some_and(CallSplitter::in_call)
-        {
-            self.logprobs.clear();
+        for ((length, logprobs), begin) in texts.zip(begins) {
+            *logprobs = self.waiting.told(&(*begin..begin + length));
         }
     }
 
     /// The last event of an ended sequence; those of what was held back are appended to `events`.
     pub fn finish(&mut self, events: &mut Vec<Event>) -> Event {
-        let mut pieces = Vec::new();
-        self.arrival.text.finish(&mut pieces);
-        self.tell(&mut pieces, events);
+        let in_thought = self.arrival.text.is_thinking();
+        self.arrival.text.finish(&mut self.pieces);
+        self.tell(events);
         if let Some(error) = self.failed.take() {
             return Event::Failed(error);
         }
@@ -365,13 +458,22 @@ impl Sequence {
         if let Some(calls) = &mut self.arrival.calls {
             let first = events.len();
             let in_call = calls.in_call();
-            calls.finish(reason != FinishReason::Stop || self.stopped_short, events);
+            let cut = reason != FinishReason::Stop || self.stopped_short;
+            let begins = calls.finish(cut, events);
             // A call that a stop string cut off can't be made.
             let whole = !(in_call && self.stopped_short);
             if reason == FinishReason::Stop && calls.calls() > 0 && whole {
                 reason = FinishReason::ToolCalls;
             }
-            self.attach_logprobs(&mut events[first..]);
+            self.attach_logprobs(&mut events[first..], &begins);
+            if in_call {
+                self.waiting.rest();
+            }
+        }
+        // What is left is at most a part of a character. The answer's goes out without its text.
+        self.waiting.forget(self.arrival.text.length());
+        if in_thought {
+            self.waiting.rest();
         }
         let arrived = self.arrival.arrived;
         let ms = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -384,6 +486,9 @@ impl Sequence {
                 prompt_tokens: u32::try_from(self.arrival.prompt.len()).unwrap_or(u32::MAX),
                 cached_tokens: self.cached,
                 completion_tokens: self.sampled,
+                drafted_tokens: self.drafted,
+                draft_tokens_kept: self.drafts_kept,
+                reasoning_tokens: self.waiting.thoughts(),
                 queue_ms: ms(Some(arrived), self.started),
                 prompt_ms: ms(self.started, self.first_token),
                 ttft_ms: ms(Some(arrived), self.first_token),

@@ -24,6 +24,8 @@ pub struct Piece {
     pub text: String,
     /// Whether it belongs to the model's reasoning, not to its answer.
     pub thinking: bool,
+    /// Where it begins in all that the model said, in bytes of whole characters ([`TextStream::length`]).
+    pub from: usize,
 }
 
 /// Where to expect the model's reasoning.
@@ -45,6 +47,8 @@ pub struct TextStream {
     think: ThinkSplitter,
     /// Reused for the characters that did not lie whole in one token.
     characters: String,
+    /// Bytes of all characters so far.
+    length: usize,
     over: bool,
 }
 
@@ -56,8 +60,24 @@ impl TextStream {
             stop: StopMatcher::new(stop),
             think: ThinkSplitter::new(think),
             characters: String::new(),
+            length: 0,
             over: false,
         }
+    }
+
+    /// Bytes of all whole characters that were said so far, marks and what is held back included.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Whether the last token ended in the middle of a character.
+    pub fn is_mid_character(&self) -> bool {
+        !self.utf8.is_idle()
+    }
+
+    /// Whether what comes next is reasoning, as far as can be told.
+    pub fn is_thinking(&self) -> bool {
+        self.think.is_thinking()
     }
 
     /// Takes a token's bytes and appends the text that may go out: at most one piece of thinking and one of answer.
@@ -75,6 +95,7 @@ impl TextStream {
                 &self.characters
             }
         };
+        self.length += characters.len();
         let (released, hit) = self.stop.push(characters);
         self.over = hit;
         self.think.push(released, &mut Outlet::new(pieces));
@@ -97,23 +118,33 @@ impl TextStream {
 struct Outlet<'a> {
     pieces: &'a mut Vec<Piece>,
     first: usize,
+    /// Where what comes next begins in all that was said.
+    at: usize,
 }
 
 impl<'a> Outlet<'a> {
     fn new(pieces: &'a mut Vec<Piece>) -> Self {
         let first = pieces.len();
-        Self { pieces, first }
+        Self {
+            pieces,
+            first,
+            at: 0,
+        }
     }
 
+    /// Text that is sure. What is of one kind has no gap.
     fn put(&mut self, text: &str, thinking: bool) {
         if text.is_empty() {
             return;
         }
+        let from = self.at;
+        self.at += text.len();
         match self.pieces[self.first..].last_mut() {
             Some(last) if last.thinking == thinking => last.text.push_str(text),
             _ => self.pieces.push(Piece {
                 text: text.to_owned(),
                 thinking,
+                from,
             }),
         }
     }

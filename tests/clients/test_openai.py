@@ -204,6 +204,15 @@ class ToolCalls(Case):
             self.check(call)
 
 
+    def test_some_are_allowed(self):
+        clock = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}}
+        reference = {"type": "function", "function": {"name": "clock"}}
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [reference]}}
+        messages = [{"role": "user", "content": "What is the weather in Paris for two days?"}]
+        answer = self.chat(messages, tools=[WEATHER, clock], tool_choice=allowed, temperature=0, max_tokens=200, parallel_tool_calls=False)
+        self.assertEqual([call.function.name for call in answer.choices[0].message.tool_calls], ["clock"])
+
+
 class Others(Case):
     def test_completions(self):
         answer = self.client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0)
@@ -218,6 +227,10 @@ class Others(Case):
         self.assertEqual((scored.choices[0].text, scored.usage.completion_tokens), ("One, two,", 0))
         streamed = self.client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0, stream=True)
         self.assertEqual("".join(chunk.choices[0].text for chunk in streamed if chunk.choices), answer.choices[0].text)
+
+    def test_from_nothing(self):
+        begun = self.client.completions.create(model=MODEL, prompt="", suffix="", max_tokens=5, temperature=0)
+        self.assertEqual(begun.usage.prompt_tokens, 1)
 
     def test_models(self):
         models = self.client.models.list().data
@@ -254,6 +267,14 @@ class Others(Case):
         self.assertEqual(kinds[:2], ["response.created", "response.in_progress"])
         self.assertIn(kinds[-1], ["response.completed", "response.incomplete"])
         self.assertEqual(text, final.output_text)
+        scored = self.client.responses.create(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=8, top_logprobs=2,
+                                              include=["message.output_text.logprobs", "reasoning.encrypted_content"])
+        part = scored.output[0].content[0]
+        self.assertEqual("".join(token.token for token in part.logprobs), part.text)
+        self.assertEqual({len(token.top_logprobs) for token in part.logprobs}, {2})
+        again = self.client.responses.create(model=MODEL, input=[*QUESTION, *scored.output, {"role": "user", "content": "And of France?"}],
+                                             temperature=0, max_output_tokens=8)
+        self.assertTrue(again.output_text)
         tool = {"type": "function", "strict": True, **WEATHER["function"]}
         called = self.client.responses.create(model=MODEL, input="The weather in Rome?", tools=[tool], tool_choice="required", max_output_tokens=200)
         call = next(item for item in called.output if item.type == "function_call")

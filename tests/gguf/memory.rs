@@ -5,7 +5,7 @@ use crate::gguf_file::{BOOL, GgufFile, STRING, U32};
 use pocket_llm::engine::CacheType;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{
-    Asked, Bytes, DoesNotFit, Kernels, Needs, Plan, cache_bytes_read, plan,
+    Asked, Bytes, DoesNotFit, Kernels, Needs, Plan, cache_bytes_read, logit_rows, plan,
 };
 use proptest::prelude::*;
 use std::io::Cursor;
@@ -39,6 +39,8 @@ const NOTHING: Asked = Asked {
     parallel: None,
     batch_size: None,
     cache_type: CacheType::F16,
+    cache_bytes: Some(0),
+    no_drafts: true,
 };
 
 /// The header alone: its data is only announced.
@@ -320,6 +322,61 @@ fn settings_that_can_not_be_used_say_what_would_do() {
         ..NOTHING
     };
     assert_eq!(plan(&model, &many, NONE, None).unwrap().batch_size, 200);
+}
+
+#[test]
+fn the_prompt_cache_takes_what_is_left_over() {
+    let model = read(&finished(shape("x", [1, 256, 4, 4, 64])));
+    let free = Asked {
+        cache_bytes: None,
+        ..NOTHING
+    };
+    let without = plan(&model, &NOTHING, NONE, None).unwrap().needs;
+    let cache = |available: u64| {
+        plan(&model, &free, NONE, Some(available))
+            .unwrap()
+            .needs
+            .prompt_cache
+    };
+    assert_eq!(cache(without.total()), 0);
+    assert_eq!(cache(without.total() + 1000), 1000);
+    assert_eq!(cache(without.total() + (1 << 30)), 64 << 20);
+    // What was asked for counts like everything else.
+    let asked = Asked {
+        cache_bytes: Some(100 << 20),
+        ..NOTHING
+    };
+    let plenty = plan(&model, &asked, NONE, Some(without.total() + (100 << 20))).unwrap();
+    assert_eq!(plenty.needs.prompt_cache, 100 << 20);
+    assert_eq!(
+        plenty.needs.buffers(),
+        without.buffers(),
+        "llama.cpp knows nothing of it"
+    );
+    let refused = plan(&model, &asked, NONE, Some(100 << 20))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("prompt cache 100 MiB") && refused.contains("with --cache-mib 100"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn drafts_are_counted_by_the_vocabulary() {
+    assert_eq!(
+        [49_152, 151_936, 262_144, 0].map(logit_rows),
+        [32, 27, 16, 32]
+    );
+    let model = read(&finished(shape("x", [1, 256, 4, 4, 64])));
+    let drafting = Asked {
+        no_drafts: false,
+        ..NOTHING
+    };
+    let [with, without] =
+        [drafting, NOTHING].map(|asked| plan(&model, &asked, NONE, None).unwrap().needs);
+    assert_eq!(with.total() - without.total(), with.drafts);
+    assert!(with.drafts > 0 && without.drafts == 0);
 }
 
 #[test]

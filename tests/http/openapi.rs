@@ -77,6 +77,7 @@ fn samples() -> Vec<(&'static str, &'static str, Value)> {
         ("POST", "/v1/completions", json!({"prompt": "a", "echo": true, "logprobs": 2})),
         ("POST", "/v1/completions", json!({"prompt": "a", "logprobs": 0})),
         ("POST", "/v1/responses", json!({"input": "think"})),
+        ("POST", "/v1/responses", json!({"input": "think", "top_logprobs": 2, "include": ["message.output_text.logprobs"]})),
         ("POST", "/v1/responses", json!({"input": "long", "stream": true})),
         ("POST", "/v1/responses", flat),
         ("POST", "/v1/embeddings", json!({"input": "a"})),

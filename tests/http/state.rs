@@ -196,6 +196,42 @@ async fn keys_guard_everything_but_the_probes() {
     assert_eq!(format!("{:?}", ApiKey::new("secret".into())), "ApiKey(…)");
 }
 
+/// The queue is fair between those who can be told apart.
+#[tokio::test]
+async fn one_of_several_keys_tells_who_asks() {
+    let asked = async |keys: &[&str], shown: &[&str]| {
+        let keys: Vec<ApiKey> = keys.iter().map(|key| ApiKey::new((*key).into())).collect();
+        let server =
+            Server::with(|options| options.settings.keys = Keys::new(&keys, None).unwrap()).await;
+        let mut clients = Vec::new();
+        for key in shown {
+            let key = format!("Bearer {key}");
+            let headers = [("Authorization", key.as_str())];
+            ask(
+                server.address,
+                "POST",
+                "/ai/text",
+                &headers,
+                br#"{"text":"hi"}"#,
+            )
+            .await;
+            clients.push(server.worker.next_request().await.1.client);
+        }
+        clients
+    };
+    let several = asked(&["first", "second"], &["first", "second", "first"]).await;
+    assert_eq!(several[0], several[2]);
+    assert_ne!(several[0], several[1]);
+    assert!(
+        several
+            .iter()
+            .all(|client| client.starts_with("key-") && !client.contains("first")),
+        "{several:?}"
+    );
+    // A key that all share says nothing.
+    assert_eq!(asked(&["only"], &["only"]).await, ["127.0.0.1"]);
+}
+
 /// After three answers, while a fourth is being made.
 const EXPECTED: &[&str] = &[
     r#"pocket_llm_requests_total{endpoint="/ai/text",outcome="ok"} 2"#,

@@ -63,7 +63,7 @@ const COMPLETE: &str = concat!(
     r#""finishReason":"stop"},"usage":{"promptTokens":5,"cachedTokens":2,"completionTokens":4,"totalTokens":9},"#,
     r#""timings":{"cache_n":2,"prompt_n":3,"prompt_ms":30.0,"prompt_per_token_ms":10.0,"#,
     r#""prompt_per_second":100.0,"predicted_n":4,"predicted_ms":20.0,"predicted_per_token_ms":5.0,"#,
-    r#""predicted_per_second":200.0,"queue_ms":0,"ttft_ms":0},"thinking":null,"#,
+    r#""predicted_per_second":200.0,"draft_n":0,"draft_n_accepted":0,"queue_ms":0,"ttft_ms":0},"thinking":null,"#,
     r#""license":"Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"}"#,
 );
 

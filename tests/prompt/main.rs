@@ -600,3 +600,29 @@ proptest! {
         prop_assert_eq!(plain_text(&tokens), text + "\u{1}assistant\n");
     }
 }
+
+#[test]
+fn a_text_without_a_word_begins_behind_a_mark() {
+    let empty = Prompt::Text(String::new());
+    let prepare = |vocab: &ByteVocab| {
+        let template = Template::new(vocab, None).0;
+        let prepared = template.prepare(vocab, &empty, None, 100);
+        prepared.map(|prepared| prepared.tokens)
+    };
+    let mut vocab = ByteVocab::new(&["<s>", "</s>"]);
+    assert_eq!(
+        prepare(&vocab),
+        Err(PromptError::Empty),
+        "there is no token to begin with"
+    );
+    vocab.eos = Some("</s>".into());
+    assert_eq!(prepare(&vocab), Ok(vec![Token(257)]), "behind another text");
+    vocab.bos = Some("<s>".into());
+    assert_eq!(
+        prepare(&vocab),
+        Ok(vec![Token(256)]),
+        "though it is not wanted before a prompt"
+    );
+    vocab.adds_bos = true;
+    assert_eq!(prepare(&vocab), Ok(vec![Token(256)]), "once");
+}

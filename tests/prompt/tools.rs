@@ -14,6 +14,7 @@ fn tools(tools: Vec<Tool>) -> Tools {
         tools,
         choice: ToolChoice::Auto,
         parallel: true,
+        allowed: None,
     }
 }
 

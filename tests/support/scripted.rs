@@ -11,11 +11,12 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use pocket_llm::engine::{
-    EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt, Request,
-    Sampling, Token, WorkerConfig,
+    CacheScope, EngineHandle, EngineOptions, Event, Generation, Launch, ModelInfo, Outcome, Prompt,
+    Request, Sampling, Speculate, Token, WorkerConfig,
 };
 use pocket_llm::worker::decoder::{
-    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StepError, Vocab,
+    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StateId, StepError,
+    Vocab,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -122,11 +123,16 @@ struct State {
     silent: bool,
     steps: Vec<Vec<Row>>,
     cuts: Vec<(SeqId, Position)>,
+    embedded: Vec<(Vec<Token>, Position)>,
+    /// Bytes that embeddings take from the first to the end.
+    embedding_bytes: u64,
     fail_step: Option<usize>,
     step_time: Duration,
     /// Whether a step's time is spent computing or asleep.
     burn: bool,
     window: Option<Position>,
+    restored: Vec<(SeqId, usize)>,
+    states: usize,
 }
 
 impl Script {
@@ -176,6 +182,16 @@ impl Script {
         self.state.lock().unwrap().window = Some(window);
     }
 
+    /// Sequences that were given a state, and its tokens.
+    pub(crate) fn restored(&self) -> Vec<(SeqId, usize)> {
+        self.state.lock().unwrap().restored.clone()
+    }
+
+    /// States that are kept aside now.
+    pub(crate) fn states(&self) -> usize {
+        self.state.lock().unwrap().states
+    }
+
     /// All steps so far, row by row.
     pub(crate) fn steps(&self) -> Vec<Vec<Row>> {
         self.state.lock().unwrap().steps.clone()
@@ -192,6 +208,11 @@ impl Script {
     /// All cuts so far.
     pub(crate) fn cuts(&self) -> Vec<(SeqId, Position)> {
         self.state.lock().unwrap().cuts.clone()
+    }
+
+    /// All parts of texts that were embedded so far, and where each began.
+    pub(crate) fn embedded(&self) -> Vec<(Vec<Token>, Position)> {
+        self.state.lock().unwrap().embedded.clone()
     }
 
     /// Waits until the decoder stands at the gate.
@@ -233,12 +254,26 @@ impl Script {
     }
 }
 
-struct ScriptedDecoder {
+/// Bytes that the first embedding takes.
+pub(crate) const EMBEDDING_BYTES: u64 = 3 << 30;
+
+pub(crate) struct ScriptedDecoder {
     script: Arc<Script>,
     held: HashMap<SeqId, Vec<Token>>,
+    states: HashMap<StateId, Vec<Token>>,
+    next_state: u64,
 }
 
 impl ScriptedDecoder {
+    pub(crate) fn new(script: &Arc<Script>) -> Self {
+        Self {
+            script: Arc::clone(script),
+            held: HashMap::new(),
+            states: HashMap::new(),
+            next_state: 0,
+        }
+    }
+
     /// The logits after a sequence's tokens.
     fn logits(tokens: &[Token]) -> Vec<f32> {
         let bytes: Vec<u8> = tokens
@@ -327,6 +362,46 @@ impl Decoder for ScriptedDecoder {
         }
     }
 
+    fn forgets(&self) -> bool {
+        self.script.state.lock().unwrap().window.is_some()
+    }
+
+    fn takes_back(&self) -> bool {
+        true
+    }
+
+    fn state_bytes(&self, seq: SeqId) -> u64 {
+        self.held.get(&seq).map_or(0, |tokens| tokens.len() as u64)
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        1
+    }
+
+    fn save(&mut self, seq: SeqId) -> Option<StateId> {
+        let state = StateId(self.next_state);
+        self.next_state += 1;
+        self.states.insert(state, self.held.get(&seq)?.clone());
+        self.script.state.lock().unwrap().states = self.states.len();
+        Some(state)
+    }
+
+    fn restore(&mut self, state: StateId, seq: SeqId) -> bool {
+        let tokens = self.states[&state].clone();
+        let restored = (seq, tokens.len());
+        self.script.state.lock().unwrap().restored.push(restored);
+        self.held.insert(seq, tokens);
+        true
+    }
+
+    fn discard(&mut self, state: StateId) {
+        assert!(
+            self.states.remove(&state).is_some(),
+            "{state:?} is not there"
+        );
+        self.script.state.lock().unwrap().states = self.states.len();
+    }
+
     /// Each token's embedding is its id, its position, and 1.
     fn embed(
         &mut self,
@@ -334,6 +409,10 @@ impl Decoder for ScriptedDecoder {
         position: Position,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError> {
+        let mut state = self.script.state.lock().unwrap();
+        state.embedded.push((tokens.to_vec(), position));
+        state.embedding_bytes = EMBEDDING_BYTES;
+        drop(state);
         let number = |number: u32| f32::from(u16::try_from(number).unwrap());
         for (position, token) in (position..).zip(tokens) {
             each(&[number(token.0), number(position), 1.0]);
@@ -341,7 +420,13 @@ impl Decoder for ScriptedDecoder {
         Ok(())
     }
 
-    fn end_embedding(&mut self) {}
+    fn embedding_bytes(&self) -> u64 {
+        self.script.state.lock().unwrap().embedding_bytes
+    }
+
+    fn end_embedding(&mut self) {
+        self.script.state.lock().unwrap().embedding_bytes = 0;
+    }
 
     fn truncate(&mut self, seq: SeqId, to: Position) {
         self.script.state.lock().unwrap().cuts.push((seq, to));
@@ -365,10 +450,7 @@ impl Backend for ScriptedBackend {
             return Err(LoadError("the scripted model is broken".into()));
         }
         assert!(progress(0.5));
-        let mut decoder = ScriptedDecoder {
-            script: Arc::clone(&self.script),
-            held: HashMap::new(),
-        };
+        let mut decoder = ScriptedDecoder::new(&self.script);
         let context_per_sequence = config.ctx_size.unwrap_or(4096) / config.parallel;
         let info = ModelInfo {
             name: Some("scripted".into()),
@@ -378,6 +460,7 @@ impl Backend for ScriptedBackend {
             context_per_sequence,
             sequences: config.parallel,
             embedding_width: 3,
+            cache_bytes: config.cache_bytes.unwrap_or(1 << 20),
             ..ModelInfo::default()
         };
         serve(Loaded {
@@ -405,6 +488,9 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             step_ms: 300,
             places: parallel + queue,
             chat_template: None,
+            cache_bytes: None,
+            cache_scope: CacheScope::Server,
+            speculate: Speculate::Off,
             ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(move |stream| {

@@ -193,6 +193,7 @@ fn script(request: &Request) -> Option<Vec<Event>> {
         "call" | "calls" if request.tools.is_some() => {
             Some(answers::calls(said.starts_with("calls")))
         }
+        "think" if !plain => Some(answers::with_thoughts(request)),
         _ if !plain => Some(answers::with_logprobs(request)),
         "think" => Some(vec![
             accepted(),
@@ -201,7 +202,7 @@ fn script(request: &Request) -> Option<Vec<Event>> {
             thought("see."),
             text("Done"),
             text("!"),
-            finished(FinishReason::Stop),
+            thoughtful(2),
         ]),
         "long" => Some(vec![
             accepted(),
@@ -249,12 +250,26 @@ pub(crate) fn finished(reason: FinishReason) -> Event {
             prompt_tokens: 5,
             cached_tokens: 2,
             completion_tokens: 4,
+            drafted_tokens: 0,
+            draft_tokens_kept: 0,
+            reasoning_tokens: 0,
             queue_ms: 1.5,
             prompt_ms: 30.0,
             ttft_ms: 31.5,
             predicted_ms: 20.0,
         },
     })
+}
+
+/// As [`finished`], after reasoning of so many tokens.
+fn thoughtful(tokens: u32) -> Event {
+    match finished(FinishReason::Stop) {
+        Event::Finished(mut outcome) => {
+            outcome.usage.reasoning_tokens = tokens;
+            Event::Finished(outcome)
+        }
+        other => other,
+    }
 }
 
 /// The model that every life loads.

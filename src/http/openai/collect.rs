@@ -13,8 +13,6 @@ pub(super) struct Collected {
     pub(super) calls: Vec<ToolCall>,
     /// Of the answer's tokens, those of the reasoning left out.
     pub(super) logprobs: Vec<Logprob>,
-    /// Pieces of reasoning: about as many as it has tokens.
-    pub(super) thoughts: u32,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -28,7 +26,6 @@ impl Collected {
                 ..
             } => {
                 self.thinking.push_str(&text);
-                self.thoughts += 1;
             }
             Event::Text { text, logprobs, .. } => {
                 self.text.push_str(&text);
@@ -109,6 +106,9 @@ pub(super) fn sum(usages: &[Usage], choices_of_a_prompt: usize) -> Usage {
             sum.prompt_ms += usage.prompt_ms;
         }
         sum.completion_tokens += usage.completion_tokens;
+        sum.drafted_tokens += usage.drafted_tokens;
+        sum.draft_tokens_kept += usage.draft_tokens_kept;
+        sum.reasoning_tokens += usage.reasoning_tokens;
         sum.queue_ms = sum.queue_ms.max(usage.queue_ms);
         sum.ttft_ms = sum.ttft_ms.max(usage.ttft_ms);
         sum.predicted_ms = sum.predicted_ms.max(usage.predicted_ms);

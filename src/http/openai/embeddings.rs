@@ -1,6 +1,7 @@
 //! `POST /v1/embeddings`: texts or tokens in, a vector of length 1 for each out.
 
-use super::{prompts, read};
+use super::sampling::{DEADLINE, deadline};
+use super::{Asked, accept, prompts};
 use crate::engine::{Answer, Embedded, EngineError, Prompt, Question};
 use crate::http::app::App;
 use crate::http::caller::Caller;
@@ -8,6 +9,7 @@ use crate::http::error::ApiError;
 use crate::http::json;
 use crate::http::schema::{self, Field, Shape, Table, needed, optional};
 use crate::http::tracked::Tracker;
+use crate::pool::Lease;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -27,6 +29,7 @@ const FIELDS: &[Field] = &[
     optional("encoding_format", Shape::Choice(&["float", "base64"]), "base64 holds little-endian numbers of 32 bits"),
     optional("dimensions", Shape::at_least(1), "the model's own number, if any"),
     optional("user", Shape::TEXT, "accepted, and not looked at"),
+    DEADLINE,
 ];
 
 struct EmbeddingRequest {
@@ -34,6 +37,13 @@ struct EmbeddingRequest {
     inputs: Vec<Prompt>,
     base64: bool,
     dimensions: Option<u32>,
+    deadline_ms: Option<u64>,
+}
+
+impl Asked for EmbeddingRequest {
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
 }
 
 impl EmbeddingRequest {
@@ -46,6 +56,7 @@ impl EmbeddingRequest {
                 .text("encoding_format")
                 .is_some_and(|format| format == "base64"),
             dimensions: body.count("dimensions"),
+            deadline_ms: deadline(&mut body),
         })
     }
 }
@@ -86,25 +97,26 @@ pub(in crate::http) async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut tracker = Tracker::of(&app, PATH, caller);
-    let answered = embed(&app, &mut tracker, &headers, body).await;
+    let body = (&headers, body);
+    let (asked, lease) = accept(&app, &mut tracker, body, EmbeddingRequest::parse).await?;
+    let answered = embed(&mut tracker, &lease, asked).await;
     answered.inspect_err(|error| tracker.failed(error))
 }
 
 async fn embed(
-    app: &App,
     tracker: &mut Tracker,
-    headers: &HeaderMap,
-    body: Body,
+    lease: &Lease,
+    asked: EmbeddingRequest,
 ) -> Result<Response, ApiError> {
-    let asked = read(app, tracker, (headers, body), EmbeddingRequest::parse).await?;
-    let lease = app.lease(asked.model.as_deref()).await?;
     let model = &lease.facts().model.name;
     tracker.goes_to(model, 1);
     // Known from the header of most files; else from the answer.
     let width = lease.facts().info.embedding_width;
     check_width(asked.dimensions, width)?;
     let question = Question::Embed {
+        client: tracker.client().to_owned(),
         inputs: asked.inputs,
+        deadline_ms: asked.deadline_ms,
     };
     let embedded = match lease.engine().ask(question).await {
         Ok(Answer::Embeddings(embedded)) => embedded,

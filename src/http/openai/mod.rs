@@ -25,6 +25,7 @@ use super::body;
 use super::error::ApiError;
 use super::tracked::{Tracker, hex};
 use crate::engine::EngineError;
+use crate::pool::Lease;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,6 +39,28 @@ const OTHERS: [&str; 3] = ["/tokenize", "/detokenize", "/apply-template"];
 /// Whether a path is one of this API, whether it exists or not.
 pub(super) fn speaks(path: &str) -> bool {
     path == "/v1" || path.starts_with("/v1/") || OTHERS.contains(&path)
+}
+
+/// A request that was read.
+trait Asked: Send + 'static {
+    /// The model that it names.
+    fn model(&self) -> Option<&str>;
+}
+
+/// What every request begins with: it is read and checked, and the model that it names is taken. What is wrong is on its account.
+async fn accept<T: Asked>(
+    app: &App,
+    tracker: &mut Tracker,
+    body: (&HeaderMap, Body),
+    parse: fn(&[u8]) -> Result<T, ApiError>,
+) -> Result<(T, Lease), ApiError> {
+    let accepted = async {
+        let asked = read(app, tracker, body, parse).await?;
+        let lease = app.lease(asked.model()).await?;
+        Ok((asked, lease))
+    };
+    let accepted = accepted.await;
+    accepted.inspect_err(|error| tracker.failed(error))
 }
 
 /// Reads a body and parses it. Its share of memory stays with the account.

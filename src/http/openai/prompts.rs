@@ -17,10 +17,10 @@ const fn several(of: &'static Shape, most: usize) -> Shape {
     Shape::List { of, least: 1, most }
 }
 
-/// A text, a list of texts, token ids, or a list of those.
+/// A text, a list of texts, token ids, or a list of those. An empty text begins a text: the engine puts a token there.
 pub(super) const PROMPTS: Shape = Shape::Either(&[
-    TEXT,
-    several(&TEXT, MOST_PROMPTS),
+    Shape::TEXT,
+    several(&Shape::TEXT, MOST_PROMPTS),
     Shape::TOKENS,
     several(&Shape::TOKENS, MOST_PROMPTS),
 ]);

@@ -15,6 +15,22 @@ const STOP: Shape = Shape::Text {
     most: 256,
 };
 
+/// A day: who waits longer has left.
+const LONGEST_DEADLINE_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// How long the answer may take; for embeddings too.
+pub(super) const DEADLINE: Field = optional(
+    "deadline_ms",
+    Shape::at_least(1),
+    "extension; milliseconds within which the answer must end: what is there by then is given, or an error if there is nothing",
+);
+
+/// Takes it from a checked body.
+pub(super) fn deadline(body: &mut Body) -> Option<u64> {
+    let asked = body.whole("deadline_ms")?;
+    Some(u64::try_from(asked).map_or(LONGEST_DEADLINE_MS, |ms| ms.min(LONGEST_DEADLINE_MS)))
+}
+
 /// Where a request names nothing, the model's own values count.
 #[rustfmt::skip] // A table reads best as one.
 pub(super) const FIELDS: &[Field] = &[
@@ -31,6 +47,7 @@ pub(super) const FIELDS: &[Field] = &[
     optional("seed", Shape::at_least(i64::MIN), "the same seed gives the same answer; absent or -1 for a random one"),
     optional("ignore_eos", Shape::Flag, "extension; true goes on until the token limit (for benchmarks)"),
     optional("cache_prompt", Shape::Flag, "extension; false decodes the whole prompt anew"),
+    DEADLINE,
 ];
 
 /// Fields that chats and completions have beside [`FIELDS`].
@@ -72,6 +89,7 @@ pub(super) struct Common {
     stop: Vec<String>,
     ignore_eos: bool,
     cache_prompt: bool,
+    deadline_ms: Option<u64>,
 }
 
 impl Common {
@@ -101,6 +119,7 @@ impl Common {
             stop: body.texts("stop"),
             ignore_eos: body.flag("ignore_eos").unwrap_or(false),
             cache_prompt: body.flag("cache_prompt").unwrap_or(true),
+            deadline_ms: deadline(body),
         }
     }
 
@@ -139,6 +158,7 @@ impl Common {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             cache_prompt: self.cache_prompt,
+            deadline_ms: self.deadline_ms,
             ..Request::new(client, prompt)
         }
     }

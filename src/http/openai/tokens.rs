@@ -1,7 +1,7 @@
 //! What a model makes of texts, in llama-server's shapes: `/tokenize`, `/detokenize`, `/apply-template`.
 
 use super::embeddings::unanswered;
-use super::{messages, read, tools};
+use super::{Asked, accept, messages, tools};
 use crate::engine::{Answer, Question, Token};
 use crate::http::app::App;
 use crate::http::caller::Caller;
@@ -9,11 +9,13 @@ use crate::http::error::ApiError;
 use crate::http::json;
 use crate::http::schema::{self, Field, Shape, Table, needed, optional, token_ids};
 use crate::http::tracked::Tracker;
+use crate::pool::Lease;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use serde_json::{Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::json;
 
 /// Where a text becomes tokens.
 pub(in crate::http) const TOKENIZE: &str = "/tokenize";
@@ -46,8 +48,14 @@ pub(in crate::http) const APPLY_TEMPLATE_TABLE: Table = &[
     tools::FIELDS,
 ];
 
+impl Asked for Wanted {
+    fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+}
+
 /// A question, to which model, and whether the answer tells the pieces.
-struct Asked {
+struct Wanted {
     model: Option<String>,
     question: Question,
     with_pieces: bool,
@@ -63,7 +71,7 @@ pub(in crate::http) async fn tokenize(
     let tracker = Tracker::of(&app, TOKENIZE, caller);
     answer(&app, tracker, (&headers, body), |body| {
         let mut body = schema::Body::parse(body, TOKENIZE_TABLE)?;
-        Ok(Asked {
+        Ok(Wanted {
             model: body.text("model"),
             question: Question::Tokenize {
                 text: body.text("content").unwrap_or_default(),
@@ -86,7 +94,7 @@ pub(in crate::http) async fn detokenize(
     let tracker = Tracker::of(&app, DETOKENIZE, caller);
     answer(&app, tracker, (&headers, body), |body| {
         let mut body = schema::Body::parse(body, DETOKENIZE_TABLE)?;
-        Ok(Asked {
+        Ok(Wanted {
             model: body.text("model"),
             question: Question::Detokenize {
                 tokens: token_ids(&body.list("tokens")),
@@ -107,7 +115,7 @@ pub(in crate::http) async fn apply_template(
     let tracker = Tracker::of(&app, APPLY_TEMPLATE, caller);
     answer(&app, tracker, (&headers, body), |body| {
         let mut body = schema::Body::parse(body, APPLY_TEMPLATE_TABLE)?;
-        Ok(Asked {
+        Ok(Wanted {
             model: body.text("model"),
             question: Question::Render {
                 messages: messages::chat(body.list("messages"))?,
@@ -123,31 +131,26 @@ async fn answer(
     app: &App,
     mut tracker: Tracker,
     body: (&HeaderMap, Body),
-    parse: fn(&[u8]) -> Result<Asked, ApiError>,
+    parse: fn(&[u8]) -> Result<Wanted, ApiError>,
 ) -> Result<Response, ApiError> {
-    let answered = ask(app, &mut tracker, body, parse).await;
+    let (asked, lease) = accept(app, &mut tracker, body, parse).await?;
+    let answered = ask(&mut tracker, &lease, asked).await;
     answered.inspect_err(|error| tracker.failed(error))
 }
 
-async fn ask(
-    app: &App,
-    tracker: &mut Tracker,
-    body: (&HeaderMap, Body),
-    parse: fn(&[u8]) -> Result<Asked, ApiError>,
-) -> Result<Response, ApiError> {
-    let asked = read(app, tracker, body, parse).await?;
-    let lease = app.lease(asked.model.as_deref()).await?;
+async fn ask(tracker: &mut Tracker, lease: &Lease, asked: Wanted) -> Result<Response, ApiError> {
     tracker.goes_to(&lease.facts().model.name, 1);
     let is_prompt = matches!(asked.question, Question::Render { .. });
     let answer = lease.engine().ask(asked.question).await;
     let answer = answer.map_err(|error| ApiError::from(&error))?;
     tracker.answered(0);
     let shown = match answer {
-        Answer::Tokens(tokens) if asked.with_pieces => {
-            json!({"tokens": tokens.iter().map(piece).collect::<Vec<_>>()})
-        }
         Answer::Tokens(tokens) => {
-            json!({"tokens": tokens.iter().map(|(token, _)| token.0).collect::<Vec<_>>()})
+            let tokens = Tokens {
+                tokens: &tokens,
+                with_pieces: asked.with_pieces,
+            };
+            return Ok(json::compact(StatusCode::OK, &tokens));
         }
         Answer::Text(prompt) if is_prompt => json!({"prompt": prompt}),
         Answer::Text(content) => json!({"content": content}),
@@ -156,10 +159,54 @@ async fn ask(
     Ok(json::compact(StatusCode::OK, &shown))
 }
 
-/// A piece is a text, or bytes where it is no whole characters.
-fn piece((token, bytes): &(Token, Vec<u8>)) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => json!({"id": token.0, "piece": text}),
-        Err(_) => json!({"id": token.0, "piece": bytes}),
+/// `{"tokens": […]}`, written from the answer as it is: a tree of values would take a kilobyte for each token.
+struct Tokens<'a> {
+    tokens: &'a [(Token, Vec<u8>)],
+    with_pieces: bool,
+}
+
+impl Serialize for Tokens<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        if self.with_pieces {
+            map.serialize_entry("tokens", &Listed(self.tokens, piece))?;
+        } else {
+            map.serialize_entry("tokens", &Listed(self.tokens, id))?;
+        }
+        map.end()
+    }
+}
+
+/// A list whose items are made while they are written.
+struct Listed<'a, T, F>(&'a [T], F);
+
+impl<'a, T, U: Serialize, F: Fn(&'a T) -> U> Serialize for Listed<'a, T, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(&self.1))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Spelt<'a> {
+    id: u32,
+    piece: Piece<'a>,
+}
+
+/// A text, or bytes where it is no whole characters.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Piece<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+fn id((token, _): &(Token, Vec<u8>)) -> u32 {
+    token.0
+}
+
+fn piece((token, bytes): &(Token, Vec<u8>)) -> Spelt<'_> {
+    Spelt {
+        id: token.0,
+        piece: std::str::from_utf8(bytes).map_or(Piece::Bytes(bytes), Piece::Text),
     }
 }

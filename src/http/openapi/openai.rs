@@ -51,6 +51,10 @@ fn usage() -> Value {
                 "prompt_tokens_details",
                 record([("cached_tokens", whole())], []),
             ),
+            (
+                "completion_tokens_details",
+                record([("reasoning_tokens", whole())], []),
+            ),
         ],
         [],
     )
@@ -69,6 +73,8 @@ pub(super) fn timings() -> Value {
             ("predicted_ms", number()),
             ("predicted_per_token_ms", or_null(number())),
             ("predicted_per_second", or_null(number())),
+            ("draft_n", whole()),
+            ("draft_n_accepted", whole()),
             ("queue_ms", number()),
             ("ttft_ms", number()),
         ],
@@ -226,6 +232,7 @@ pub(super) fn response() -> Value {
             ("temperature", number()),
             ("top_p", number()),
             ("tools", list(anything())),
+            ("top_logprobs", whole()),
             ("usage", usage),
             ("timings", timings()),
         ],

@@ -62,7 +62,7 @@ fn schema(shape: &Shape) -> Value {
             json!({"anyOf": shapes.iter().map(schema).collect::<Vec<_>>()})
         }
         Shape::AnyObject => json!({"type": "object"}),
-        Shape::Absent(_) => json!({"type": "null"}),
+        Shape::Absent(_) => bounded("string", "Length", 0, 0),
     }
 }
 

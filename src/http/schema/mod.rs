@@ -44,7 +44,7 @@ pub(super) enum Shape {
     Either(&'static [Shape]),
     /// Any JSON object.
     AnyObject,
-    /// Nothing: a field that other servers have, and why this one has not.
+    /// Nothing, or an empty text: a field that other servers have, and why this one has not.
     Absent(&'static str),
 }
 

@@ -26,8 +26,22 @@ pub struct Needs {
     pub compute: u64,
     /// llama.cpp's output buffer: a row of logits for each sequence.
     pub output: u64,
+    /// Logits of drafted tokens, beside the output buffer that is there from the start.
+    pub drafts: u64,
+    /// States of earlier prompts, beside the KV cache.
+    pub prompt_cache: u64,
     /// The worker itself: vocabulary, tokeniser, graphs, code.
     pub process: u64,
+}
+
+/// Logits that a step may take while tokens are drafted.
+const LOGITS: u64 = 16 << 20;
+
+/// Rows of a step that may ask for logits while tokens are drafted: 32, or fewer where a vocabulary is so large that they would take
+/// more than 16 MiB; 8 in any case.
+pub fn logit_rows(vocabulary: u32) -> u32 {
+    let rows = LOGITS / (4 * u64::from(vocabulary.max(1)));
+    u32::try_from(rows.clamp(8, 32)).unwrap_or(8)
 }
 
 /// How a model is run.
@@ -37,6 +51,8 @@ pub(super) struct Run {
     pub(super) cells: u32,
     pub(super) sequences: u32,
     pub(super) rows: u32,
+    /// Whether tokens are drafted.
+    pub(super) drafts: bool,
 }
 
 /// What a header tells, looked up once: a plan tries many sizes.
@@ -82,6 +98,12 @@ impl Facts {
             .row_numbers
             .saturating_mul(4)
             .saturating_add(masked * 2);
+        let drafted = if run.drafts {
+            let vocabulary = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
+            u64::from(logit_rows(vocabulary)).min(rows)
+        } else {
+            0
+        };
         Needs {
             weights: weights.read,
             cold: weights.mapped.saturating_sub(weights.read),
@@ -89,6 +111,10 @@ impl Facts {
             kv: per_sequence.saturating_mul(sequences),
             compute: rows.saturating_mul(row_bytes),
             output: self.vocabulary.saturating_mul(4 * sequences),
+            drafts: self
+                .vocabulary
+                .saturating_mul(4 * drafted.saturating_sub(sequences)),
+            prompt_cache: 0,
             process: self.process,
         }
     }
@@ -103,15 +129,18 @@ impl Needs {
             self.kv,
             self.compute,
             self.output,
+            self.drafts,
+            self.prompt_cache,
             self.process,
         ]
         .into_iter()
         .fold(0, u64::saturating_add)
     }
 
-    /// What llama.cpp reports as buffers: all but the process, and with the cold part of the mapping.
+    /// What llama.cpp reports as buffers when it has loaded a model: with the cold part of the mapping, and without what comes later.
     pub fn buffers(&self) -> u64 {
-        (self.total() - self.process).saturating_add(self.cold)
+        let ours = self.process + self.drafts + self.prompt_cache;
+        (self.total() - ours).saturating_add(self.cold)
     }
 }
 
@@ -174,6 +203,8 @@ impl fmt::Display for Needs {
             ("KV cache", self.kv),
             ("compute buffer", self.compute),
             ("output buffer", self.output),
+            ("drafts", self.drafts),
+            ("prompt cache", self.prompt_cache),
             ("process", self.process),
         ];
         let mut parts = parts.iter().filter(|(_, bytes)| *bytes > 0);

@@ -3,7 +3,9 @@
 use super::kernels::Kernels;
 use super::layers::uneven_head;
 use super::needs::{Bytes, CELLS, Facts, Needs, Run};
-use crate::engine::{CacheType, DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
+use crate::engine::{
+    CacheType, DEFAULT_CACHE_BYTES, DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES,
+};
 use crate::models::gguf::Gguf;
 use std::fmt;
 
@@ -29,6 +31,11 @@ pub struct Asked {
     pub batch_size: Option<u32>,
     /// How the KV cache is stored.
     pub cache_type: CacheType,
+    /// Bytes for states of earlier prompts. Where nobody said a number they take what is left over, up to
+    /// [`DEFAULT_CACHE_BYTES`].
+    pub cache_bytes: Option<u64>,
+    /// Whether no tokens are drafted, which needs a little less memory.
+    pub no_drafts: bool,
 }
 
 /// How a model is to be run.
@@ -89,6 +96,8 @@ impl DoesNotFit {
 /// 2. context of a sequence (2,048, 1,024, 512 tokens): long chats are cut, short ones see no difference;
 /// 3. sequences (4, 2, 1): requests wait for one another.
 ///
+/// What is then left over is for states of earlier prompts.
+///
 /// The faster layout of the weights is not given up: computing reads the copy instead of the file, whose pages the system may
 /// then drop, so without the copy as much memory is needed, and llama.cpp is several times slower.
 pub fn plan(
@@ -136,7 +145,10 @@ fn choose(
         ctx_size: run.cells,
         parallel: run.sequences,
         batch_size: run.rows,
-        needs: facts.needs(run),
+        needs: Needs {
+            prompt_cache: asked.cache_bytes.unwrap_or(0),
+            ..facts.needs(run)
+        },
     };
     let mut tried = plan(first);
     for run in others {
@@ -145,7 +157,11 @@ fn choose(
         }
         tried = plan(run);
     }
-    Ok(if tried.needs.total() <= available {
+    let total = tried.needs.total();
+    Ok(if total <= available {
+        if asked.cache_bytes.is_none() {
+            tried.needs.prompt_cache = DEFAULT_CACHE_BYTES.min(available - total);
+        }
         Choice::Fits(tried)
     } else {
         Choice::TooLarge(tried)
@@ -175,6 +191,7 @@ fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit
         cells: 0,
         sequences,
         rows: rows(asked, sequences)?,
+        drafts: !asked.no_drafts,
     };
     let first = with(share, best)?;
     let (mut last, mut others) = (first, Vec::new());
@@ -237,11 +254,13 @@ fn rows(asked: &Asked, sequences: u32) -> Result<u32, DoesNotFit> {
 
 /// What would do instead of a plan that is too large although nothing can be reduced any more.
 fn advice(facts: &Facts, asked: &Asked, trained: u32, least: &Plan, available: u64) -> String {
-    let fits = |run: Run| facts.needs(run).total() <= available;
+    let cache = asked.cache_bytes.unwrap_or(0);
+    let fits = |run: Run| facts.needs(run).total().saturating_add(cache) <= available;
     let run = Run {
         cells: least.ctx_size,
         sequences: least.parallel,
         rows: least.batch_size,
+        drafts: !asked.no_drafts,
     };
     if asked.ctx_size.is_some()
         && let Some(cells) = most_cells(run, fits)
@@ -283,10 +302,16 @@ struct With<'a>(&'a Asked);
 
 impl fmt::Display for With<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mebibytes = self
+            .0
+            .cache_bytes
+            .filter(|bytes| *bytes > 0)
+            .map(|bytes| u32::try_from(bytes >> 20).unwrap_or(u32::MAX));
         let flags = [
             ("--ctx-size", self.0.ctx_size),
             ("--parallel", self.0.parallel),
             ("--batch-size", self.0.batch_size),
+            ("--cache-mib", mebibytes),
         ];
         let mut word = " with";
         for (flag, number) in flags {

@@ -2,7 +2,7 @@
 
 use crate::worker::text::Think;
 
-const OPEN: &[u8] = b"<think>";
+pub(super) const OPEN: &[u8] = b"<think>";
 const CLOSE: &str = "</think>";
 
 /// Where in an answer we are. Numbers are bytes of what may have begun there.
@@ -61,6 +61,11 @@ impl Marker {
         Self { text, borders }
     }
 
+    /// Whether nothing is looked for: what follows the reasoning, if there is some, is found at once.
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// Follows the answer through more bytes. An empty text is found at once.
     pub(super) fn follow(&self, seen: Seen, bytes: &[u8]) -> Found {
         match seen {
@@ -81,7 +86,9 @@ impl Marker {
                 if matched == OPEN.len() {
                     return self.follow(Seen::Thinking(0), &bytes[at + 1..]);
                 }
-            } else if matched > 0 || !byte.is_ascii_whitespace() {
+            } else if matched > 0 || !byte.is_ascii_whitespace() || self.text.is_empty() {
+                // Where nothing else is looked for, the white space is part of what follows.
+
                 let told = [&OPEN[..matched], &bytes[at..]].concat();
                 return self.follow_told(0, &told);
             }
@@ -137,6 +144,25 @@ mod tests {
         let told = |matched, bytes| Marker::new("abab").follow(Seen::Told(matched), bytes);
         assert_eq!(told(0, b"aba"), Found::Part(Seen::Told(3)));
         assert_eq!(told(3, b"c"), Found::Part(Seen::Told(0)));
+    }
+
+    #[test]
+    fn reasoning_may_come_before_what_is_found_at_once() {
+        let marker = Marker::new("");
+        let follow = |bytes: &[u8]| marker.follow(Seen::Margin(0), bytes);
+        assert_eq!(follow(b""), Found::Part(Seen::Margin(0)));
+        assert_eq!(follow(b"<th"), Found::Part(Seen::Margin(3)));
+        assert_eq!(follow(b"<think>a </th"), Found::Part(Seen::Thinking(4)));
+        for (bytes, rest) in [
+            (&b"<think>a</think>{"[..], &b"{"[..]),
+            (b"<think></think>", b""),
+            (b"{", b"{"),
+            (b"<the", b"<the"),
+            // White space before the reasoning would be white space before the form where none follows.
+            (b" <think>", b" <think>"),
+        ] {
+            assert_eq!(follow(bytes), Found::Whole(rest.into()));
+        }
     }
 
     #[test]

@@ -10,10 +10,13 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes of a format at most: a schema as JSON, an expression or a grammar.
 pub const MOST_FORMAT_BYTES: usize = 64 << 10;
 pub(super) const NOTHING_FITS: &str = "nothing fits it";
+/// Looking for the place of an error ends after this long; each try is a compilation of its own.
+const LOCATING: Duration = Duration::from_millis(100);
 /// Longer tokens are never part of a constrained answer: the engine's tree is not deeper.
 const MOST_TOKEN_BYTES: usize = 1000;
 /// Larger vocabularies do not fit the engine's tree.
@@ -167,7 +170,9 @@ impl Constraints {
     fn matcher_of_schema(&self, schema: &Value) -> Result<Matcher, String> {
         let matcher = |schema: Value| self.matcher(TopLevelGrammar::from_json_schema(schema));
         matcher(schema.clone()).map_err(|error| {
-            let refusal = |schema: Value| matcher(schema).err();
+            let began = Instant::now();
+            let refusal =
+                |schema: Value| (began.elapsed() < LOCATING).then(|| matcher(schema).err())?;
             let at = schema::locate(schema, &error, refusal);
             schema::refused(at.as_deref().unwrap_or_default(), &error)
         })

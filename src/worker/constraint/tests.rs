@@ -5,11 +5,11 @@ use crate::worker::decoder::Vocab;
 use serde_json::{Value, json};
 
 /// A vocabulary of these words; the last token is the end, the one before it is another control token.
-struct Words(Vec<Vec<u8>>);
+pub(super) struct Words(Vec<Vec<u8>>);
 
 impl Words {
     /// All bytes, then longer words.
-    fn new(longer: &[&str]) -> Self {
+    pub(super) fn new(longer: &[&str]) -> Self {
         let bytes = (0..=u8::MAX).map(|byte| vec![byte]);
         let longer = longer.iter().map(|word| word.as_bytes().to_vec());
         let control = [Vec::new(), Vec::new()];

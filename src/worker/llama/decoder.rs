@@ -2,12 +2,14 @@
 
 use super::context::TeamContext;
 use super::embedder::Embedder;
-use crate::engine::ModelInfo;
-use crate::engine::Token;
-use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StepError};
+use crate::engine::{ModelInfo, Token};
+use crate::models::memory::Plan;
+use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StateId, StepError};
+use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 pub(super) struct LlamaDecoder<'m> {
@@ -23,6 +25,10 @@ pub(super) struct LlamaDecoder<'m> {
     window: Option<Position>,
     /// Whether the state has no cells that could be cut off (recurrent and hybrid models).
     uncuttable: bool,
+    bytes_per_token: u64,
+    /// States kept aside, and how many tokens each has.
+    states: HashMap<StateId, (SeqState, Position)>,
+    next_state: u64,
 }
 
 impl<'m> LlamaDecoder<'m> {
@@ -31,8 +37,9 @@ impl<'m> LlamaDecoder<'m> {
         context: TeamContext<'m>,
         embedder: Embedder<'m>,
         info: &ModelInfo,
-        batch: u32,
+        plan: &Plan,
     ) -> Self {
+        let batch = plan.batch_size;
         let window = model.meta_val_str(&format!("{}.attention.sliding_window", info.architecture));
         Self {
             context,
@@ -47,6 +54,9 @@ impl<'m> LlamaDecoder<'m> {
                 .and_then(|width| width.parse().ok())
                 .filter(|width| *width > 0),
             uncuttable: model.is_recurrent() || model.is_hybrid(),
+            bytes_per_token: plan.needs.kv / u64::from(plan.ctx_size.max(1)),
+            states: HashMap::new(),
+            next_state: 0,
         }
     }
 
@@ -151,6 +161,65 @@ impl Decoder for LlamaDecoder<'_> {
         *held = to;
     }
 
+    fn forgets(&self) -> bool {
+        self.uncuttable || self.window.is_some()
+    }
+
+    fn takes_back(&self) -> bool {
+        // A window's cache has room for the rows of a step besides the window: what a step wrote over was out of sight before it.
+        !self.uncuttable
+    }
+
+    fn state_bytes(&self, seq: SeqId) -> u64 {
+        if self.held.get(seq.0 as usize).is_none_or(|held| *held == 0) {
+            return 0;
+        }
+        let bytes = self
+            .context
+            .state_seq_get_size_ext(seq.0.cast_signed(), LlamaStateSeqFlags::empty());
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        self.bytes_per_token
+    }
+
+    fn save(&mut self, seq: SeqId) -> Option<StateId> {
+        let held = *self.held.get(seq.0 as usize).filter(|held| **held > 0)?;
+        let state = self
+            .context
+            .state_seq_get(seq.0.cast_signed(), LlamaStateSeqFlags::empty())
+            .inspect_err(|error| tracing::warn!(%error, ?seq, "a sequence could not be saved"))
+            .ok()?;
+        let id = StateId(self.next_state);
+        self.next_state += 1;
+        self.states.insert(id, (state, held));
+        Some(id)
+    }
+
+    fn restore(&mut self, state: StateId, seq: SeqId) -> bool {
+        self.clear(seq);
+        let Some((state, tokens)) = self.states.get(&state) else {
+            return false;
+        };
+        let Some(held) = self.held.get_mut(seq.0 as usize) else {
+            return false;
+        };
+        // What does not fit leaves the sequence empty.
+        match self.context.state_seq_set(state, seq.0.cast_signed()) {
+            Ok(()) => *held = *tokens,
+            Err(error) => {
+                tracing::warn!(%error, ?seq, "a sequence could not be restored");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn discard(&mut self, state: StateId) {
+        self.states.remove(&state);
+    }
+
     fn embed(
         &mut self,
         tokens: &[Token],
@@ -158,6 +227,10 @@ impl Decoder for LlamaDecoder<'_> {
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError> {
         self.embedder.embed(tokens, position, each)
+    }
+
+    fn embedding_bytes(&self) -> u64 {
+        self.embedder.bytes()
     }
 
     fn end_embedding(&mut self) {

@@ -78,6 +78,12 @@ impl<'m> Embedder<'m> {
         Ok(decoded?)
     }
 
+    /// Bytes that the context takes, if there is one.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes = self.recipe.as_ref().map_or(0, |(_, bytes)| *bytes);
+        if self.context.is_some() { bytes } else { 0 }
+    }
+
     /// Gives the memory back.
     pub(super) fn rest(&mut self) {
         self.context = None;
@@ -156,6 +162,8 @@ fn recipe(
         parallel: Some(1),
         batch_size: Some(rows),
         cache_type: config.cache_type,
+        cache_bytes: Some(0),
+        no_drafts: true,
     };
     let plan = plan(header, &asked, Kernels::here(), None).map_err(|error| error.to_string())?;
     let bytes = plan.needs.kv + plan.needs.compute + plan.needs.output;

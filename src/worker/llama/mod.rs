@@ -16,7 +16,7 @@ mod vocab;
 use super::decoder::{Backend, LoadError, Loaded};
 use super::teams::Teams;
 use crate::device::memory::Free;
-use crate::engine::{CacheType, ModelInfo, Pooling, WorkerConfig};
+use crate::engine::{CacheType, ModelInfo, Pooling, Speculate, WorkerConfig};
 use crate::models::gguf::Gguf;
 use crate::models::memory::{Asked, Bytes, Kernels, Needs, Plan, plan};
 use context::TeamContext;
@@ -68,7 +68,7 @@ impl Backend for Llama {
         compare(&plan.needs);
         let info = describe(&header, &model, &plan, context.n_ctx());
         let embedder = Embedder::new(backend, &model, &header, config, &info);
-        let mut decoder = LlamaDecoder::new(&model, context, embedder, &info, plan.batch_size);
+        let mut decoder = LlamaDecoder::new(&model, context, embedder, &info, &plan);
         serve(Loaded {
             info,
             vocab,
@@ -126,6 +126,8 @@ fn make_plan(header: &Gguf, config: &WorkerConfig) -> Result<Plan, LoadError> {
         parallel: Some(config.parallel),
         batch_size: Some(config.batch_size),
         cache_type: config.cache_type,
+        cache_bytes: config.cache_bytes,
+        no_drafts: config.speculate == Speculate::Off,
     };
     let available = Free::here().map(|free| free.bytes);
     let plan = plan(header, &asked, Kernels::here(), available)
@@ -198,6 +200,7 @@ fn describe(header: &Gguf, model: &LlamaModel, plan: &Plan, padded: u32) -> Mode
         // llama.cpp rounds a share up to 256 cells; the model's own limit stays.
         context_per_sequence: (padded / plan.parallel).min(trained),
         sequences: plan.parallel,
+        cache_bytes: plan.needs.prompt_cache,
         kernels: log::kernels(),
         cpu_variant: cpu_variant().ok().flatten(),
         buffers: log::buffers(),

@@ -262,6 +262,9 @@ impl Template {
                 self.check_bytes(vocab, text.len(), limit)?;
                 let mut tokens = opening(vocab);
                 tokens.extend(vocab.tokenize(text, false, false));
+                if tokens.is_empty() {
+                    tokens = start(vocab);
+                }
                 Prepared {
                     tokens,
                     thinking: Think::Off,
@@ -353,6 +356,18 @@ pub(super) fn opening(vocab: &dyn Vocab) -> Vec<Token> {
     };
     tokens.truncate(1);
     tokens
+}
+
+/// What a text begins behind where there is none yet: the begin-of-sequence token, also of a model that does not want it before a
+/// prompt, or the end of another text.
+fn start(vocab: &dyn Vocab) -> Vec<Token> {
+    let marks = [vocab.bos(), vocab.eos()];
+    let mut tokens = marks.into_iter().flatten().map(|mark| {
+        let mut tokens = vocab.tokenize(mark, false, true);
+        tokens.truncate(1);
+        tokens
+    });
+    tokens.find(|tokens| !tokens.is_empty()).unwrap_or_default()
 }
 
 fn check_length(tokens: usize, limit: u32) -> Result<(), PromptError> {

@@ -12,7 +12,9 @@ fn feed<'a>(
     let mut stream = TextStream::new(stop, think);
     let mut pieces = Vec::new();
     let mut hit = false;
+    let mut said = Vec::new();
     for part in parts {
+        said.extend_from_slice(part);
         hit = stream.push(part, &mut pieces);
         if hit {
             break;
@@ -20,6 +22,11 @@ fn feed<'a>(
     }
     stream.finish(&mut pieces);
     assert!(pieces.iter().all(|piece| !piece.text.is_empty()));
+    let said = String::from_utf8_lossy(&said);
+    for piece in &pieces {
+        let there = said.get(piece.from..piece.from + piece.text.len());
+        assert_eq!(there, Some(piece.text.as_str()), "in {said:?}");
+    }
     (pieces, hit)
 }
 
@@ -147,13 +154,18 @@ fn pieces_of_other_pushes_are_left_alone() {
     let mut pieces = Vec::new();
     stream.push(b"<think>a</think>\n\nb", &mut pieces);
     stream.push(b"c", &mut pieces);
-    let piece = |text: &str, thinking| Piece {
+    let piece = |text: &str, thinking, from| Piece {
         text: text.to_owned(),
         thinking,
+        from,
     };
     assert_eq!(
         pieces,
-        [piece("a", true), piece("b", false), piece("c", false)]
+        [
+            piece("a", true, 7),
+            piece("b", false, 18),
+            piece("c", false, 19)
+        ]
     );
 }
 

@@ -15,6 +15,8 @@ pub(super) const MARGIN: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct ThinkSplitter {
     place: Place,
+    /// Where in all that was said the text begins that is not put out or dropped yet.
+    at: usize,
 }
 
 /// Where in the output we are. `matched` counts the bytes of the next mark that have been seen and are held back.
@@ -44,11 +46,17 @@ impl ThinkSplitter {
             },
             Think::Inside => Place::Thinking { matched: 0 },
         };
-        Self { place }
+        Self { place, at: 0 }
+    }
+
+    /// Whether it is behind the opening mark and not behind the closing one.
+    pub(super) fn is_thinking(&self) -> bool {
+        matches!(self.place, Place::Thinking { .. })
     }
 
     /// Takes text in and puts out what is sure to be thinking or answer.
     pub(super) fn push(&mut self, text: &str, outlet: &mut Outlet<'_>) {
+        outlet.at = self.at;
         let mut rest = text;
         while !rest.is_empty() {
             let (taken, next) = match &mut self.place {
@@ -57,7 +65,9 @@ impl ThinkSplitter {
                 Place::Gap => {
                     let answer = rest.trim_start_matches(['\n', '\r']);
                     let begins = !answer.is_empty();
-                    (rest.len() - answer.len(), begins.then_some(Place::Answer))
+                    let gap = rest.len() - answer.len();
+                    outlet.at += gap;
+                    (gap, begins.then_some(Place::Answer))
                 }
                 Place::Answer => {
                     outlet.put(rest, false);
@@ -69,10 +79,12 @@ impl ThinkSplitter {
                 self.place = next;
             }
         }
+        self.at = outlet.at;
     }
 
     /// Puts out what was held back as the beginning of a mark, once no more can come.
     pub(super) fn finish(&mut self, outlet: &mut Outlet<'_>) {
+        outlet.at = self.at;
         match &self.place {
             Place::Margin { space, matched } => {
                 outlet.put(space, false);
@@ -82,6 +94,7 @@ impl ThinkSplitter {
             Place::Gap | Place::Answer => {}
         }
         self.place = Place::Answer;
+        self.at = outlet.at;
     }
 }
 
@@ -97,6 +110,7 @@ fn margin(
         if OPEN[*matched..].starts_with(character) {
             *matched += 1;
             if *matched == OPEN.len() {
+                outlet.at += space.len() + OPEN.len();
                 return (end, Some(Place::Thinking { matched: 0 }));
             }
         } else if *matched == 0
@@ -133,5 +147,9 @@ fn thinking(matched: &mut usize, text: &str, outlet: &mut Outlet<'_>) -> (usize,
     let release = held + taken - *matched;
     outlet.put(&CLOSE[..release.min(held)], true);
     outlet.put(&text[..release.saturating_sub(held)], true);
-    (taken, (*matched == CLOSE.len()).then_some(Place::Gap))
+    let closed = *matched == CLOSE.len();
+    if closed {
+        outlet.at += CLOSE.len();
+    }
+    (taken, closed.then_some(Place::Gap))
 }

@@ -52,11 +52,7 @@ pub fn plan(tools: &Tools, syntax: Syntax, format: Option<&Format>) -> Result<To
         Syntax::Tagged => Key::Arguments,
         Syntax::Bare(key) => key,
     };
-    let called = tools.tools.iter().filter(|tool| match &tools.choice {
-        ToolChoice::Named(name) => tool.name == *name,
-        _ => true,
-    });
-    let mut grammar = grammar(&start, called, key)?;
+    let mut grammar = grammar(&start, tools.callable(), key)?;
     if let Some(answer) = answer {
         grammar.push_str("answer: %json ");
         grammar.push_str(&answer.to_string());

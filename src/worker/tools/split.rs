@@ -22,6 +22,8 @@ pub struct CallSplitter {
     /// Text that may be none: white space, a mark or its beginning, a call up to its arguments.
     held: String,
     calls: u32,
+    /// Where the text ends that was taken in, in all that was said.
+    end: usize,
 }
 
 /// Where in the answer we are.
@@ -54,33 +56,44 @@ impl CallSplitter {
     pub fn new(tools: &Tools, syntax: Syntax) -> Option<Self> {
         (tools.choice != ToolChoice::None).then(|| Self {
             syntax,
-            names: tools.tools.iter().map(|tool| tool.name.clone()).collect(),
+            names: tools.callable().map(|tool| tool.name.clone()).collect(),
             place: match syntax {
                 Syntax::Tagged => Place::Text { matched: 0 },
                 Syntax::Bare(_) => Place::Head { from: 0 },
             },
             held: String::new(),
             calls: 0,
+            end: 0,
         })
     }
 
-    /// Takes text of the answer in, and appends what is sure: pieces of text and of calls, without log-probabilities.
-    pub fn push(&mut self, text: &str, events: &mut Vec<Event>) {
-        let mut outlet = Outlet::new(events);
+    /// Takes text of the answer in, which begins at `from` in all that was said and goes on where the last one ended, and appends
+    /// what is sure: pieces of text and of calls, without log-probabilities. Returns where each of the texts begins.
+    pub fn push(&mut self, text: &str, from: usize, events: &mut Vec<Event>) -> Vec<usize> {
+        let mut outlet = Outlet::new(events, from.saturating_sub(self.held.len()));
         for char in text.chars() {
             self.take(char, &mut outlet);
         }
+        self.end = from + text.len();
+        outlet.begins
+    }
+
+    /// Where the text begins that is not sure yet, in all that was said.
+    pub fn unsure_from(&self) -> usize {
+        self.end.saturating_sub(self.held.len())
     }
 
     /// Appends what is held back, once no more can come. If the answer was cut short, the beginning of a call behind its
-    /// mark is dropped: it is neither text nor of use.
-    pub fn finish(&mut self, cut: bool, events: &mut Vec<Event>) {
+    /// mark is dropped: it is neither text nor of use. Returns what [`CallSplitter::push`] does.
+    pub fn finish(&mut self, cut: bool, events: &mut Vec<Event>) -> Vec<usize> {
+        let mut outlet = Outlet::new(events, self.unsure_from());
         let held = std::mem::take(&mut self.held);
         let head = matches!(self.place, Place::Head { .. });
         if !(cut && head && self.syntax == Syntax::Tagged) {
-            Outlet::new(events).text(&held);
+            outlet.text(&held);
         }
         self.place = Place::Plain;
+        outlet.begins
     }
 
     /// Calls so far.
@@ -103,12 +116,16 @@ impl CallSplitter {
             Place::Head { from } => self.head(from, char, outlet),
             Place::Arguments(nesting) => {
                 outlet.arguments(self.calls - 1, None, char);
+                outlet.skip(char.len_utf8());
                 self.place = match nesting.after(char) {
                     Some(nesting) => Place::Arguments(nesting),
                     None => Place::Close { matched: 0 },
                 };
             }
-            Place::Close { matched } => self.place = self.close(matched, char),
+            Place::Close { matched } => {
+                outlet.skip(char.len_utf8());
+                self.place = self.close(matched, char);
+            }
             Place::Between => self.between(char, outlet),
         }
     }
@@ -166,6 +183,7 @@ impl CallSplitter {
                     Place::Arguments(Nesting::FIRST)
                 };
                 self.calls += 1;
+                outlet.skip(self.held.len());
                 self.held.clear();
             }
         }
@@ -193,6 +211,7 @@ impl CallSplitter {
     fn between(&mut self, char: char, outlet: &mut Outlet<'_>) {
         let bare = self.syntax != Syntax::Tagged;
         if char.is_ascii_whitespace() || (bare && char == ';') {
+            outlet.skip(char.len_utf8());
             return;
         }
         self.place = match self.syntax {
@@ -322,12 +341,26 @@ fn begins_one<'a>(text: &str, mut texts: impl Iterator<Item = &'a str>) -> Head 
 struct Outlet<'a> {
     events: &'a mut Vec<Event>,
     first: usize,
+    /// Where what comes next begins in all that was said.
+    at: usize,
+    /// Where each text begins.
+    begins: Vec<usize>,
 }
 
 impl<'a> Outlet<'a> {
-    fn new(events: &'a mut Vec<Event>) -> Self {
+    fn new(events: &'a mut Vec<Event>, at: usize) -> Self {
         let first = events.len();
-        Self { events, first }
+        Self {
+            events,
+            first,
+            at,
+            begins: Vec::new(),
+        }
+    }
+
+    /// Passes over what is no text.
+    fn skip(&mut self, bytes: usize) {
+        self.at += bytes;
     }
 
     fn char(&mut self, char: char) {
@@ -338,14 +371,17 @@ impl<'a> Outlet<'a> {
         if more.is_empty() {
             return;
         }
-        match self.events[self.first..].last_mut() {
-            Some(Event::Text { text, .. }) => text.push_str(more),
-            _ => self.events.push(Event::Text {
+        if let Some(Event::Text { text, .. }) = self.events[self.first..].last_mut() {
+            text.push_str(more);
+        } else {
+            self.begins.push(self.at);
+            self.events.push(Event::Text {
                 text: more.to_owned(),
                 thinking: false,
                 logprobs: Vec::new(),
-            }),
+            });
         }
+        self.at += more.len();
     }
 
     /// A character of a call's arguments, with the name if it is the first one.

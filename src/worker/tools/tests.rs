@@ -17,6 +17,7 @@ fn tools(choice: ToolChoice, parallel: bool) -> Tools {
         tools: vec![tool("get_weather", Some(city)), tool("get", None)],
         choice,
         parallel,
+        allowed: None,
     }
 }
 
@@ -40,10 +41,23 @@ fn split<'a>(syntax: Syntax, cut: bool, pieces: impl IntoIterator<Item = &'a str
     let mut splitter =
         CallSplitter::new(&tools(ToolChoice::Auto, true), syntax).expect("calls are allowed");
     let mut events = Vec::new();
+    let (mut whole, mut begins) = (String::from("thoughts"), Vec::new());
     for piece in pieces {
-        splitter.push(piece, &mut events);
+        begins.extend(splitter.push(piece, whole.len(), &mut events));
+        whole.push_str(piece);
     }
-    splitter.finish(cut, &mut events);
+    begins.extend(splitter.finish(cut, &mut events));
+    let texts = events.iter().filter_map(|event| match event {
+        Event::Text { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    let there = begins.iter().map(|at| &whole[*at..]);
+    let mut pairs = texts.clone().zip(there);
+    assert!(
+        pairs.all(|(text, there)| there.starts_with(text)),
+        "{events:?}"
+    );
+    assert_eq!(texts.count(), begins.len());
     let mut said: Vec<Said> = Vec::new();
     for event in events {
         match (event, said.last_mut()) {
@@ -214,14 +228,18 @@ fn little_is_held_back() {
     let mut splitter = CallSplitter::new(&tools(ToolChoice::Auto, true), Syntax::Tagged)
         .expect("calls are allowed");
     let mut events = Vec::new();
-    splitter.push(&" \n".repeat(10_000), &mut events);
+    splitter.push(&" \n".repeat(10_000), 0, &mut events);
     let released = |events: &[Event]| match events {
         [Event::Text { text, .. }] => text.len(),
         other => panic!("{other:?}"),
     };
     assert_eq!(released(&events), 20_000 - super::split::MOST_SPACE);
     events.clear();
-    splitter.push(&format!("<tool_call>{}", " ".repeat(10_000)), &mut events);
+    splitter.push(
+        &format!("<tool_call>{}", " ".repeat(10_000)),
+        0,
+        &mut events,
+    );
     assert!(released(&events) > 10_000 - super::split::LONGEST_HEAD);
 }
 

@@ -5,7 +5,7 @@ use crate::support::client::Connection;
 use crate::support::scripted_worker::{accepted, finished, text};
 use crate::support::{Server, until};
 use pocket_llm::engine::wire::ToWorker;
-use pocket_llm::engine::{EngineError, Event, FinishReason, Format, Role};
+use pocket_llm::engine::{EngineError, Event, FinishReason, Format, Role, ToolChoice};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/chat/completions";
@@ -299,4 +299,42 @@ async fn a_client_that_leaves_cancels_all_its_answers() {
             2,
         )
         .await;
+}
+
+#[tokio::test]
+async fn some_of_the_tools_can_be_allowed() {
+    let server = Server::start().await;
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let allow = |mode: &str, names: &[&str]| {
+        let allowed: Vec<Value> = names.iter().map(|name| tool(name)).collect();
+        let allowed = json!({"mode": mode, "tools": allowed});
+        let choice = json!({"type": "allowed_tools", "allowed_tools": allowed});
+        let more = json!({"tools": [tool("weather"), tool("clock")], "tool_choice": choice});
+        with("hi", &more)
+    };
+    for (mode, choice) in [
+        ("auto", ToolChoice::Auto),
+        ("required", ToolChoice::Required),
+    ] {
+        let answer = post(&server, PATH, &allow(mode, &["clock"])).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let (_, request) = server.worker.next_request().await;
+        let tools = request.tools.unwrap();
+        assert_eq!((tools.tools.len(), tools.choice), (2, choice));
+        assert_eq!(tools.allowed, Some(vec!["clock".into()]));
+    }
+    for (body, param) in [
+        (allow("auto", &["clock", "b"]), "tool_choice"),
+        (allow("auto", &[]), "tool_choice.allowed_tools.tools"),
+        (allow("none", &["clock"]), "tool_choice.allowed_tools.mode"),
+    ] {
+        let refused = post(&server, PATH, &body).await;
+        assert_eq!(refused.status, 400, "{body}");
+        assert_eq!(
+            refused.json()["error"]["param"],
+            param,
+            "{}",
+            refused.text()
+        );
+    }
 }

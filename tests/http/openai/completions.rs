@@ -91,7 +91,6 @@ async fn wrong_fields_are_named() {
     let server = Server::start().await;
     let bodies = [
         json!({}),
-        json!({"prompt": ""}),
         json!({"prompt": []}),
         json!({"prompt": [[]]}),
         json!({"prompt": ["a", 5]}),
@@ -118,4 +117,19 @@ async fn wrong_fields_are_named() {
         ));
     }
     insta::assert_json_snapshot!("completion_wrong_fields", told);
+}
+
+#[tokio::test]
+async fn empty_texts_are_prompts_and_no_suffixes() {
+    let server = Server::start().await;
+    for body in [
+        json!({"prompt": ""}),
+        json!({"prompt": [""], "suffix": ""}),
+        json!({"prompt": "", "suffix": null}),
+    ] {
+        let answer = post(&server, PATH, &body).await;
+        assert_eq!(answer.status, 200, "{body}: {}", answer.text());
+        let (_, request) = server.worker.next_request().await;
+        assert_eq!(request.prompt, Prompt::Text(String::new()));
+    }
 }

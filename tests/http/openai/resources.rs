@@ -2,8 +2,9 @@
 
 use super::{post, stable};
 use crate::support::Server;
+use crate::support::scripted_worker::LoadScript;
 use pocket_llm::engine::wire::ToWorker;
-use pocket_llm::engine::{Question, Work};
+use pocket_llm::engine::{Prompt, Question, Work};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -138,4 +139,55 @@ async fn the_phone_api_has_forms_too() {
         (wrong.status, wrong.code().as_str()),
         (400, "AI_SERVICE_ERROR")
     );
+}
+
+#[tokio::test]
+async fn embeddings_have_a_deadline_as_answers_have() {
+    let server = Server::start().await;
+    let body = json!({"input": "ab", "deadline_ms": 60_000});
+    assert_eq!(post(&server, "/v1/embeddings", &body).await.status, 200);
+    let ToWorker::Submit {
+        work: Work::Ask(question),
+        ..
+    } = server.worker.next_frame().await
+    else {
+        panic!("a question")
+    };
+    let Question::Embed {
+        inputs,
+        deadline_ms: Some(left),
+        client,
+    } = *question
+    else {
+        panic!("{question:?}")
+    };
+    assert_eq!(inputs, [Prompt::Text("ab".into())]);
+    assert!(left <= 60_000 && !client.is_empty(), "{left} {client}");
+    // Late already while the model is not there.
+    let loading = Server::with(|options| options.load = LoadScript::ByHand).await;
+    for (path, body) in [
+        ("/v1/embeddings", json!({"input": "ab", "deadline_ms": 1})),
+        ("/v1/completions", json!({"prompt": "ab", "deadline_ms": 1})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "deadline_ms": 1}),
+        ),
+        ("/v1/responses", json!({"input": "ab", "deadline_ms": 1})),
+    ] {
+        let late = post(&loading, path, &body).await;
+        assert_eq!(late.status, 504, "{path}: {}", late.text());
+        assert_eq!(late.json()["error"]["code"], "deadline_exceeded", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn many_tokens_are_written_as_they_are() {
+    let server = Server::start().await;
+    let content = "aö".repeat(5000);
+    let body = json!({"content": content, "with_pieces": true});
+    let answer = post(&server, "/tokenize", &body).await.text();
+    let expected = r#"{"tokens":[{"id":97,"piece":"a"},{"id":246,"piece":[195]},{"id":97,"piece":"a"},{"id":246,"piece":"ö"},"#;
+    assert!(answer.starts_with(expected), "{answer:.200}");
+    let tokens: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(tokens["tokens"].as_array().unwrap().len(), 10_000);
 }

@@ -4,7 +4,7 @@ use super::{post, stable};
 use crate::support::Server;
 use crate::support::client::Connection;
 use crate::support::scripted_worker::{accepted, text};
-use pocket_llm::engine::{EngineError, Event};
+use pocket_llm::engine::{EngineError, Event, Prompt, ToolChoice};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/responses";
@@ -149,4 +149,99 @@ async fn wrong_fields_are_named() {
         ));
     }
     insta::assert_json_snapshot!("response_wrong_fields", told);
+}
+
+#[tokio::test]
+async fn log_probabilities_are_in_parts_and_deltas() {
+    let server = Server::start().await;
+    let logprobs = "message.output_text.logprobs";
+    for (more, alternatives) in [
+        (
+            json!({"include": [logprobs, "reasoning.encrypted_content"]}),
+            0,
+        ),
+        (json!({"include": [logprobs], "top_logprobs": 2}), 2),
+        (json!({"top_logprobs": 3}), 3),
+    ] {
+        let mut body = json!({"input": "think"});
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let whole = post(&server, PATH, &body).await;
+        assert_eq!(whole.status, 200, "{body}: {}", whole.text());
+        let whole = whole.json();
+        assert_eq!(whole["top_logprobs"], alternatives);
+        let part = &whole["output"][1]["content"][0];
+        assert_eq!(part["text"], "Höh");
+        let tokens = part["logprobs"].as_array().unwrap();
+        let bytes: Vec<&Value> = tokens.iter().map(|token| &token["bytes"]).collect();
+        assert_eq!(
+            bytes,
+            [&json!([72]), &json!([195]), &json!([182]), &json!([104])]
+        );
+        for token in tokens {
+            assert_eq!(token["logprob"], -0.25);
+            assert_eq!(
+                token["top_logprobs"].as_array().unwrap().len(),
+                alternatives
+            );
+        }
+        body["stream"] = true.into();
+        let stream = events(&post(&server, PATH, &body).await.text());
+        let of = |kind: &str| {
+            let events = stream.iter().filter(|event| event["type"] == kind);
+            let lists = events.map(|event| event["logprobs"].as_array().unwrap().clone());
+            Value::Array(lists.flatten().collect())
+        };
+        assert_eq!(of("response.output_text.delta"), part["logprobs"]);
+        assert_eq!(of("response.output_text.done"), part["logprobs"]);
+        let last = stream.last().unwrap();
+        assert_eq!(last["response"]["output"][1]["content"][0], *part);
+    }
+    // Nobody asked.
+    let plain = json!({"input": "hi", "include": ["file_search_call.results"]});
+    let plain = post(&server, PATH, &plain).await.json();
+    assert_eq!(plain["output"][0]["content"][0]["logprobs"], json!([]));
+}
+
+#[tokio::test]
+async fn reasoning_that_comes_back_is_not_told_again() {
+    let server = Server::start().await;
+    let first = post(&server, PATH, &json!({"input": "think"})).await.json();
+    assert_eq!(
+        first["usage"]["output_tokens_details"]["reasoning_tokens"],
+        2
+    );
+    server.worker.next_request().await;
+    let mut input = vec![json!({"role": "user", "content": "think"})];
+    input.extend(first["output"].as_array().unwrap().clone());
+    input.push(json!({"role": "user", "content": "again"}));
+    let again = post(&server, PATH, &json!({"input": input})).await;
+    assert_eq!(again.status, 200, "{}", again.text());
+    let (_, request) = server.worker.next_request().await;
+    let Prompt::Messages(chat) = request.prompt else {
+        panic!("a chat")
+    };
+    let said: Vec<_> = chat.iter().map(|turn| turn.content.as_str()).collect();
+    assert_eq!(said, ["think", "Done!", "again"]);
+}
+
+#[tokio::test]
+async fn some_of_the_tools_can_be_allowed() {
+    let server = Server::start().await;
+    let tool = |name: &str| json!({"type": "function", "name": name});
+    let body = json!({
+        "input": "hi", "tools": [tool("weather"), tool("clock")],
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [tool("clock")]},
+    });
+    let answer = post(&server, PATH, &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["tool_choice"], body["tool_choice"]);
+    let (_, request) = server.worker.next_request().await;
+    let tools = request.tools.unwrap();
+    assert_eq!(
+        (tools.tools.len(), &tools.choice),
+        (2, &ToolChoice::Required)
+    );
+    assert_eq!(tools.allowed, Some(vec!["clock".into()]));
 }

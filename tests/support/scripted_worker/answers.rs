@@ -28,6 +28,13 @@ pub(super) fn calls(two: bool) -> Vec<Event> {
     events
 }
 
+/// `Höh` as after some thought, in tokens that cut the `ö`.
+pub(super) fn with_thoughts(request: &Request) -> Vec<Event> {
+    let mut events = with_logprobs(request);
+    events.insert(2, super::thought("Hm."));
+    events
+}
+
 /// `Höh` in tokens that cut the `ö`, after the prompt if that is echoed.
 pub(super) fn with_logprobs(request: &Request) -> Vec<Event> {
     let most = request.logprobs;
@@ -116,7 +123,7 @@ pub(super) fn answer(question: &Question) -> Event {
             }
             Answer::Text(prompt)
         }
-        Question::Embed { inputs } => {
+        Question::Embed { inputs, .. } => {
             let mut embedded = Embedded::default();
             for input in inputs {
                 let tokens = match input {

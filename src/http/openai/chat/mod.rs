@@ -5,7 +5,7 @@ mod stream;
 mod whole;
 
 use super::collect::collect;
-use super::{read, sse};
+use super::{accept, sse};
 use crate::engine::ToolChoice;
 use crate::http::app::App;
 use crate::http::caller::Caller;
@@ -32,18 +32,8 @@ pub(in crate::http) async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut tracker = Tracker::of(&app, PATH, caller);
-    let prepared = async {
-        let asked = read(&app, &mut tracker, (&headers, body), ChatRequest::parse).await?;
-        let lease = app.lease(asked.common.model.as_deref()).await?;
-        Ok((asked, lease))
-    };
-    let (asked, lease) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            tracker.failed(&error);
-            return Err(error);
-        }
-    };
+    let body = (&headers, body);
+    let (asked, lease) = accept(&app, &mut tracker, body, ChatRequest::parse).await?;
     let frame = Frame::new(&lease.facts().model.name, &asked);
     let stream = asked.common.stream;
     let requests = asked.into_engine(&lease.facts().sampling, tracker.client());

@@ -1,5 +1,6 @@
 //! From a body to requests that can't be wrong.
 
+use super::super::Asked;
 use super::super::sampling::{CLASSIC_FIELDS, Common, FIELDS};
 use super::super::{format, messages, tools};
 use crate::engine::{Format, MOST_ALTERNATIVES, Message, Prompt, Request, Tools};
@@ -29,6 +30,12 @@ pub(super) struct ChatRequest {
     messages: Vec<Message>,
     max_tokens: Option<u32>,
     format: Option<Format>,
+}
+
+impl Asked for ChatRequest {
+    fn model(&self) -> Option<&str> {
+        self.common.model.as_deref()
+    }
 }
 
 impl ChatRequest {

@@ -6,7 +6,7 @@ mod request;
 use super::collect::{Collected, collect, sum};
 use super::error::Envelope;
 use super::sse::{Out, Script};
-use super::{read, sse};
+use super::{accept, sse};
 use crate::engine::{self, Event};
 use crate::http::app::App;
 use crate::http::caller::Caller;
@@ -34,19 +34,8 @@ pub(in crate::http) async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut tracker = Tracker::of(&app, PATH, caller);
-    let prepared = async {
-        let parse = CompletionRequest::parse;
-        let asked = read(&app, &mut tracker, (&headers, body), parse).await?;
-        let lease = app.lease(asked.common.model.as_deref()).await?;
-        Ok((asked, lease))
-    };
-    let (asked, lease) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            tracker.failed(&error);
-            return Err(error);
-        }
-    };
+    let body = (&headers, body);
+    let (asked, lease) = accept(&app, &mut tracker, body, CompletionRequest::parse).await?;
     let frame = Frame::new(&lease.facts().model.name, &asked);
     let stream = asked.common.stream;
     let requests = asked.into_engine(&lease.facts().sampling, tracker.client());

@@ -1,5 +1,6 @@
 //! From a body to requests that can't be wrong.
 
+use super::super::Asked;
 use super::super::sampling::{CLASSIC_FIELDS, Common, FIELDS};
 use super::super::{format, prompts};
 use crate::engine::{Format, MOST_ALTERNATIVES, Prompt, Request};
@@ -33,6 +34,12 @@ pub(super) struct CompletionRequest {
     max_tokens: u32,
     pub(super) echo: bool,
     format: Option<Format>,
+}
+
+impl Asked for CompletionRequest {
+    fn model(&self) -> Option<&str> {
+        self.common.model.as_deref()
+    }
 }
 
 impl CompletionRequest {

@@ -6,8 +6,9 @@
 use super::item::{Item, Kind};
 use super::request::Echo;
 use crate::engine::wire::BUILD;
-use crate::engine::{Event, FinishReason, Outcome, Request, Usage};
+use crate::engine::{Event, FinishReason, Likelihood, Logprob, Outcome, Request, Usage};
 use crate::http::error::ApiError;
+use crate::http::openai::answer::logprob;
 use crate::http::openai::{new_id, now};
 use crate::http::timings::Timings;
 use serde_json::{Value, json};
@@ -24,10 +25,10 @@ pub(super) struct Building {
     temperature: f32,
     top_p: f32,
     max_tokens: Option<u32>,
+    top_logprobs: u32,
     /// Events so far.
     sequence: u64,
     items: Vec<Item>,
-    thoughts: u32,
     end: Option<End>,
 }
 
@@ -47,9 +48,9 @@ impl Building {
             temperature: request.sampling.temperature,
             top_p: request.sampling.top_p,
             max_tokens: request.max_tokens,
+            top_logprobs: request.logprobs.unwrap_or(0),
             sequence: 0,
             items: Vec::new(),
-            thoughts: 0,
             end: None,
         }
     }
@@ -68,15 +69,18 @@ impl Building {
 
     pub(super) fn event(&mut self, event: Event, listener: Listener<'_>) {
         match event {
-            Event::Text { text, thinking, .. } => {
+            Event::Text {
+                text,
+                thinking,
+                logprobs,
+            } => {
                 let kind = if thinking {
                     Kind::Reasoning
                 } else {
                     Kind::Message
                 };
-                self.thoughts += u32::from(thinking);
                 self.open(kind, listener);
-                self.add(&text, listener);
+                self.add(&text, &logprobs, listener);
             }
             Event::ToolCall {
                 name, arguments, ..
@@ -85,7 +89,7 @@ impl Building {
                     let call_id = new_id("call_");
                     self.open(Kind::Call { call_id, name }, listener);
                 }
-                self.add(&arguments, listener);
+                self.add(&arguments, &[], listener);
             }
             Event::Finished(outcome) => self.finish(outcome, listener),
             Event::Accepted { .. }
@@ -131,6 +135,7 @@ impl Building {
             id: new_id(kind.prefix()),
             kind,
             text: String::new(),
+            logprobs: Vec::new(),
             status: "in_progress",
         };
         let added = json!({"output_index": self.items.len(), "item": item.begun()});
@@ -140,16 +145,19 @@ impl Building {
     }
 
     /// Adds to the open item.
-    fn add(&mut self, text: &str, listener: Listener<'_>) {
-        let Some(item) = self.items.last_mut().filter(|_| !text.is_empty()) else {
+    fn add(&mut self, text: &str, logprobs: &[Logprob], listener: Listener<'_>) {
+        let says_nothing = text.is_empty() && logprobs.is_empty();
+        let Some(item) = self.items.last_mut().filter(|_| !says_nothing) else {
             return;
         };
         item.text.push_str(text);
+        let logprobs: Vec<Value> = logprobs.iter().map(scored).collect();
+        item.logprobs.extend_from_slice(&logprobs);
         let (name, delta) = match item.kind {
             Kind::Reasoning => ("response.reasoning_text.delta", json!({"content_index": 0})),
             Kind::Message => (
                 "response.output_text.delta",
-                json!({"content_index": 0, "logprobs": []}),
+                json!({"content_index": 0, "logprobs": logprobs}),
             ),
             Kind::Call { .. } => ("response.function_call_arguments.delta", json!({})),
         };
@@ -172,7 +180,7 @@ impl Building {
             ),
             Kind::Message => (
                 "response.output_text.done",
-                json!({"content_index": 0, "text": text, "logprobs": []}),
+                json!({"content_index": 0, "text": text, "logprobs": item.logprobs}),
             ),
             Kind::Call { name, .. } => (
                 "response.function_call_arguments.done",
@@ -255,23 +263,35 @@ impl Building {
             "text": {"format": self.echo.format},
             "tool_choice": self.echo.tool_choice,
             "tools": self.echo.tools,
+            "top_logprobs": self.top_logprobs,
             "top_p": short(self.top_p),
             "truncation": "disabled",
-            "usage": usage.map(|usage| self.usage(usage)),
+            "usage": usage.map(counted),
             "timings": usage.map(Timings::from),
         })
     }
+}
 
-    fn usage(&self, usage: &Usage) -> Value {
-        json!({
-            "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": usage.completion_tokens,
-            // Pieces of reasoning: a token each, but for characters that several tokens make up.
-            "output_tokens_details": {"reasoning_tokens": self.thoughts.min(usage.completion_tokens)},
-            "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
-        })
-    }
+/// The tokens, in the words of responses.
+fn counted(usage: &Usage) -> Value {
+    json!({
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens.saturating_add(usage.completion_tokens),
+    })
+}
+
+/// A token with its log-probability and its alternatives'.
+fn scored(token: &Logprob) -> Value {
+    let one = |one: &Likelihood| {
+        let text = String::from_utf8_lossy(&one.bytes);
+        json!({"token": text, "logprob": short(logprob(one)), "bytes": one.bytes})
+    };
+    let mut scored = one(&token.chosen);
+    scored["top_logprobs"] = token.top.iter().map(one).collect();
+    scored
 }
 
 /// A number with the digits that it was asked with: 0.95, not 0.949999988079071.

@@ -8,6 +8,8 @@ pub(super) struct Item {
     pub(super) kind: Kind,
     /// What was said, thought, or given to a tool.
     pub(super) text: String,
+    /// Of the tokens of a message, if they are wanted.
+    pub(super) logprobs: Vec<Value>,
     pub(super) status: &'static str,
 }
 
@@ -44,7 +46,7 @@ impl Item {
         match self.kind {
             Kind::Reasoning => Some(json!({"type": "reasoning_text", "text": self.text})),
             Kind::Message => Some(json!({
-                "type": "output_text", "text": self.text, "annotations": [], "logprobs": [],
+                "type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs,
             })),
             Kind::Call { .. } => None,
         }

@@ -7,7 +7,7 @@ mod item;
 mod request;
 
 use super::sse::{Out, Script};
-use super::{read, sse};
+use super::{accept, sse};
 use crate::engine::Event;
 use crate::http::app::App;
 use crate::http::caller::Caller;
@@ -35,19 +35,8 @@ pub(in crate::http) async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut tracker = Tracker::of(&app, PATH, caller);
-    let prepared = async {
-        let parse = ResponseRequest::parse;
-        let asked = read(&app, &mut tracker, (&headers, body), parse).await?;
-        let lease = app.lease(asked.common.model.as_deref()).await?;
-        Ok((asked, lease))
-    };
-    let (asked, lease) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            tracker.failed(&error);
-            return Err(error);
-        }
-    };
+    let body = (&headers, body);
+    let (asked, lease) = accept(&app, &mut tracker, body, ResponseRequest::parse).await?;
     let stream = asked.common.stream;
     let (request, echo) = asked.into_engine(&lease.facts().sampling, tracker.client());
     let building = Building::new(&lease.facts().model.name, echo, &request);

@@ -1,8 +1,9 @@
 //! From a body to a request that can't be wrong: items become the turns of a chat.
 
+use super::super::Asked;
 use super::super::sampling::{Common, FIELDS};
 use super::super::{format, messages, tools};
-use crate::engine::{Format, Message, Prompt, Request, Role, ToolCall, Tools};
+use crate::engine::{Format, MOST_ALTERNATIVES, Message, Prompt, Request, Role, ToolCall, Tools};
 use crate::http::error::ApiError;
 use crate::http::schema::{Body, Field, Shape, Table, Tagged, needed, optional};
 use crate::models::SamplingDefaults;
@@ -70,6 +71,8 @@ const RESPONSE: &[Field] = &[
     optional("text", Shape::Object(&[
         optional("format", format::FLAT_FORMAT, "the form that the answer must have"),
     ]), "how the text is to be"),
+    optional("include", Shape::list(&Shape::TEXT), "`message.output_text.logprobs` gives the log-probability of each token; the others name what is not here"),
+    optional("top_logprobs", Shape::between(0, MOST_ALTERNATIVES), "log-probabilities, with so many alternatives for each token"),
     optional("metadata", Shape::AnyObject, "given back with the response"),
     optional("store", Shape::Flag, "accepted; nothing is stored"),
     optional("previous_response_id", STORED, "not possible: nothing is stored here"),
@@ -84,6 +87,7 @@ pub(super) struct ResponseRequest {
     tools: Option<Tools>,
     format: Option<Format>,
     max_tokens: Option<u32>,
+    logprobs: Option<u32>,
     echo: Echo,
 }
 
@@ -96,6 +100,12 @@ pub(super) struct Echo {
     pub(super) parallel: bool,
     pub(super) format: Value,
     pub(super) metadata: Value,
+}
+
+impl Asked for ResponseRequest {
+    fn model(&self) -> Option<&str> {
+        self.common.model.as_deref()
+    }
 }
 
 impl ResponseRequest {
@@ -116,6 +126,11 @@ impl ResponseRequest {
             format: or(asked_format, serde_json::json!({"type": "text"})),
             metadata: or(body.any("metadata"), serde_json::json!({})),
         };
+        let included = body.texts("include");
+        let included = included
+            .iter()
+            .any(|what| what == "message.output_text.logprobs");
+        let top_logprobs = body.count("top_logprobs");
         let mut chat = Vec::new();
         chat.extend(instructions.map(|text| Message::new(Role::System, text)));
         match body.any("input") {
@@ -131,6 +146,7 @@ impl ResponseRequest {
             tools: tools::take(&mut body)?,
             format: format.map(Body::of).and_then(format::of_format),
             max_tokens: body.count("max_output_tokens"),
+            logprobs: top_logprobs.or(included.then_some(0)),
             chat,
             echo,
         })
@@ -139,6 +155,7 @@ impl ResponseRequest {
     pub(super) fn into_engine(self, model: &SamplingDefaults, client: &str) -> (Request, Echo) {
         let request = Request {
             max_tokens: self.max_tokens,
+            logprobs: self.logprobs,
             format: self.format,
             tools: self.tools,
             ..self
@@ -149,7 +166,8 @@ impl ResponseRequest {
     }
 }
 
-/// Adds an item to a chat. Calls belong to the turn of the model before them; reasoning is not told again.
+/// Adds an item to a chat. Calls belong to the turn of the model before them. Reasoning is not told again: templates of models that
+/// think leave that of earlier turns out.
 fn add(chat: &mut Vec<Message>, mut item: Body) {
     match item.text("type").as_deref() {
         Some("reasoning") => {}

@@ -8,8 +8,8 @@ mod request;
 mod stream;
 
 use super::super::app::App;
+use super::super::caller::Caller;
 use super::super::error::ApiError;
-use super::super::listen::Peer;
 use super::super::negotiate;
 use super::super::schema::{Field, Shape, needed, optional};
 use super::super::tracked::{Tracked, Tracker};
@@ -18,7 +18,7 @@ use crate::engine::{EngineError, Event, Outcome, Request};
 use crate::pool::Lease;
 use answer::{Answer, Frame};
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -85,16 +85,11 @@ const TEST_TOKENS: u32 = 64;
 /// The handler.
 pub(in crate::http) async fn answer(
     State(app): State<App>,
-    peer: Option<Extension<Peer>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    // A client is its address: the queue is fair between addresses.
-    let client = peer.map_or_else(
-        || "unknown".into(),
-        |Extension(peer)| peer.client.to_string(),
-    );
-    let mut tracker = Tracker::new(&app, PATH, client);
+    let mut tracker = Tracker::of(&app, PATH, caller);
     let prepared = match prepare(&app, &mut tracker, &headers, body).await {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -125,15 +120,11 @@ pub(in crate::http) async fn answer(
 /// `success`, `modelName` and `message`.
 pub(in crate::http) async fn test(
     State(app): State<App>,
-    peer: Option<Extension<Peer>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let client = peer.map_or_else(
-        || "unknown".into(),
-        |Extension(peer)| peer.client.to_string(),
-    );
-    let mut tracker = Tracker::new(&app, TEST_PATH, client);
+    let mut tracker = Tracker::of(&app, TEST_PATH, caller);
     let tried = async {
         let [name, prompt] = super::models::texts(&app, &headers, body, TEST_FIELDS).await?;
         let lease = app.lease(Some(&name)).await?;

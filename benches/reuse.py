@@ -1,0 +1,211 @@
+"""The parts of compare.py about work that is not done twice: shared prompts, and tokens that were said before."""
+
+import asyncio
+import json
+import statistics
+from typing import Callable
+
+import load
+import servers
+from load import Call, Stream, now, one_stream, require
+from report import Row, limit_row, ratio_row, spread
+from servers import Server
+
+MIB = 1 << 20
+N_TOGETHER = 10
+N_ARRIVALS = 7
+CONTEXT = 2048
+LONG_TOKENS = 1500
+SENTENCES = ["The tide was low and the boats lay on their sides.", "A dog slept under the bench by the door.",
+             "Somebody had left a lamp burning in the tower.", "The letter was three weeks old and still sealed.",
+             "Nobody in the village spoke of the bridge.", "Two men carried a table down the hill.",
+             "The clock in the hall had stopped at nine.", "Rain came in from the west before noon."]
+
+
+def text_of(n_tokens: int, first: str = "") -> str:
+    """About as many tokens: a sentence has 10 to 12."""
+    sentences = [first] if first else []
+    while 11 * len(sentences) < n_tokens:
+        sentences.append(f"{len(sentences)}. {SENTENCES[len(sentences) % len(SENTENCES)]}")
+    return " ".join(sentences)
+
+
+def ttft(streams: list[Stream]) -> list[float]:
+    return [require(stream).time_to_first_token for stream in streams]
+
+
+# --------------------------------------------------------------------------
+# Prompts that begin alike
+# --------------------------------------------------------------------------
+
+
+def prefix(bench) -> list[Row]:
+    ours, peer, decoded, peer_decoded = [], [], [], []
+    flags = {"n_streams": N_TOGETHER}
+    with bench.ours_ready("--ctx-size", str(N_TOGETHER * CONTEXT), **flags) as server, \
+            bench.llama_server_ready(context=CONTEXT, **flags) as llama_server:
+        for repetition in bench.quiet_repetitions():
+            questions = alike(f"Round {repetition} of the reading. ")
+            before = server.metric("pocket_llm_worker_prefill_rows_total")
+            streams = asyncio.run(load.send_together(server.port(), [load.phone_call(q, 16) for q in questions]))
+            ours.append(statistics.median(ttft(streams)))
+            decoded.append(server.metric("pocket_llm_worker_prefill_rows_total") - before)
+            streams = asyncio.run(load.send_together(llama_server.port(), [load.openai_call(q, 16) for q in questions]))
+            peer.append(statistics.median(ttft(streams)))
+            peer_decoded.append(sum(stream.prompt_tokens - stream.cached_tokens for stream in streams))
+    n_prompt = statistics.median(stream.prompt_tokens for stream in streams)
+    ratio = statistics.median(ours) / statistics.median(peer)
+    return [Row(f"{N_TOGETHER} at once whose prompts ({n_prompt:.0f} tokens) begin with the same 500, median time to the first token, s",
+                f"{spread(ours)}, ratio {ratio:.3f}", spread(peer), "ratio ≤ 0.25", ratio <= 0.25),
+            Row("– prompt tokens decoded, of all ten", spread(decoded), spread(peer_decoded),
+                f"≤ {n_prompt + (N_TOGETHER - 1) * (n_prompt - 480):.0f}",
+                statistics.median(decoded) <= n_prompt + (N_TOGETHER - 1) * (n_prompt - 480))]
+
+
+def alike(first: str) -> list[str]:
+    prefix = text_of(490, first)
+    return [f"{prefix} Question {number}: what does sentence {number} say?" for number in range(N_TOGETHER)]
+
+
+def arrival(bench) -> list[Row]:
+    """Streams run; a long prompt comes. Each side's slowest gap between tokens from then until its first token."""
+    gaps, peer_gaps, waits, peer_waits = [], [], [], []
+    flags = {"n_streams": N_ARRIVALS + 1}
+    with bench.ours_ready("--ctx-size", str((N_ARRIVALS + 1) * CONTEXT), "--speculate", "off", **flags) as server, \
+            bench.llama_server_ready(context=CONTEXT, **flags) as llama_server:
+        sides = [(server, load.phone_call, gaps, waits), (llama_server, load.openai_call, peer_gaps, peer_waits)]
+        for repetition in bench.quiet_repetitions():
+            for side, call, gap, wait in sides if repetition % 2 == 0 else reversed(sides):
+                slowest, seconds = asyncio.run(amid_streams(side, bench, call))
+                gap.append(slowest)
+                wait.append(seconds)
+    gap, wait = (statistics.median(a) / statistics.median(b) for a, b in ((gaps, peer_gaps), (waits, peer_waits)))
+    return [Row(f"a prompt of {LONG_TOKENS} tokens amid {N_ARRIVALS} streams: their slowest inter-token gap, s",
+                f"{spread(gaps)}, ratio {gap:.3f}", spread(peer_gaps), "ratio ≤ 0.333", gap <= 1 / 3),
+            Row("– its time to the first token, s", f"{spread(waits)}, ratio {wait:.3f}", spread(peer_waits), "ratio ≤ 1.1",
+                wait <= 1.1)]
+
+
+async def amid_streams(server: Server, bench, call: Callable[[str, int], Call]) -> tuple[float, float]:
+    calls = [call(bench.prompt(), 900) for _ in range(N_ARRIVALS)]
+    running = [Stream(started=now()) for _ in calls]
+    watching = [asyncio.create_task(load.watch(server.port(), c, s)) for c, s in zip(calls, running)]
+    deadline = now() + 60
+    while not all(len(stream.arrivals) > 8 for stream in running):
+        if now() > deadline:
+            raise RuntimeError("the streams did not all begin")
+        await asyncio.sleep(0.01)
+    began = now()
+    long = require(await load.send(server.port(), call(text_of(LONG_TOKENS, bench.prompt()), 4)))
+    ended = now()
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
+    slowest = 0.0
+    for stream in running:
+        load.parse(stream)
+        times = [time for time in stream.token_times if began - 1 <= time <= ended]
+        slowest = max([slowest, *(after - before for before, after in zip(times, times[1:]) if after >= began)])
+    await asyncio.sleep(0.5)
+    return slowest, long.time_to_first_token
+
+
+# --------------------------------------------------------------------------
+# Tokens that were said before
+# --------------------------------------------------------------------------
+
+KEEPER = ("The old lighthouse keeper climbed the spiral stairs every evening at seven o'clock. He carried a small brass lamp, a flask "
+          "of tea and a notebook bound in green leather. In the notebook he wrote down the names of the ships that passed, the "
+          "direction of the wind and the height of the waves. On quiet nights he also wrote short letters to his sister, who lived in "
+          "a town far from the sea and had never seen a storm. She kept every letter in a tin box under her bed.")
+CODE = """def load(path):
+    with open(path) as f:
+        data = json.load(f)
+    result = []
+    for item in data["items"]:
+        if item["kind"] == "book":
+            result.append({"title": item["title"], "author": item["author"], "year": item["year"]})
+        elif item["kind"] == "film":
+            result.append({"title": item["title"], "director": item["director"], "year": item["year"]})
+    return result"""
+NEW = "Write a long story about {}."
+SETS = {
+    "a text is copied": [f"Repeat the following text exactly, word for word:\n\n{KEEPER}", 120],
+    "code is rewritten": [f"Rewrite this Python code with the function renamed to read_items, and print the whole code:\n\n```python\n{CODE}\n```", 150],
+    "new stories": [NEW, 200],
+}
+# What llama-server can guess with and no second model; the windows that did best here beside its defaults.
+PEER_GUESSES = {
+    "ngram-simple": ["--spec-type", "ngram-simple"],
+    "ngram-mod": ["--spec-type", "ngram-mod"],
+    "ngram-mod, short": ["--spec-type", "ngram-mod", "--spec-ngram-mod-n-match", "8", "--spec-ngram-mod-n-min", "4",
+                         "--spec-ngram-mod-n-max", "32"],
+    "ngram-map-k": ["--spec-type", "ngram-map-k"],
+    "ngram-map-k4v": ["--spec-type", "ngram-map-k4v"],
+}
+ANIMALS = ["a cat who sails", "a dog who bakes", "a crow who counts", "a bear who paints", "a fox who sings"]
+
+
+def drafts(bench) -> list[Row]:
+    """Greedy answers, each asked for twice: as new work, and as work that was done before. Prompts are not cached in either."""
+    def rates(server: Server, call) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for name, (prompt, n_tokens) in SETS.items():
+            for round_, kind in enumerate(["first", "again"]):
+                for index in range(bench.repetitions):
+                    asked = prompt.format(ANIMALS[index % len(ANIMALS)]) if "{}" in prompt else f"{prompt}\n({index})"
+                    stream = one_stream(server, call(asked, n_tokens))
+                    found.setdefault(f"{name}, {kind}", []).append(stream.rate_from_first or 0.0)
+        return found
+    plain, guessing, best = {}, {}, {}
+    ceiling = row_costs(bench)
+    for _ in range(1):
+        with bench.ours_ready("--speculate", "off") as server:
+            plain = rates(server, greedy)
+        with bench.ours_ready() as server:
+            guessing = rates(server, greedy)
+    for name, flags in PEER_GUESSES.items():
+        with bench.llama_server_ready(*flags) as server:
+            for kind, values in rates(server, greedy).items():
+                if statistics.median(values) > statistics.median(best.get(kind, (0, [0.0]))[1]):
+                    best[kind] = (name, values)
+    rows = [Row("a row of a pass of 32 costs this part of a pass of one; drafts can't gain more than its inverse",
+                f"{ceiling:.3f}, inverse {1 / ceiling:.2f}")]
+    for kind, values in guessing.items():
+        gain = statistics.median(values) / statistics.median(plain[kind])
+        name, peer = best[kind]
+        bar = None if kind.startswith("new") and kind.endswith("first") else 1.1
+        row = ratio_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", values, peer, bar, name)
+        rows.append(row)
+        if bar is None:
+            rows.append(Row("– against no guessing", f"{gain:.3f}", bar="≥ 0.97", met=gain >= 0.97))
+    return rows
+
+
+def greedy(prompt: str, n_tokens: int) -> Call:
+    return Call("/v1/chat/completions", {
+        "messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": prompt}],
+        "max_tokens": n_tokens, "temperature": 0, "cache_prompt": False, "stream": True,
+        "stream_options": {"include_usage": True}}, "text/event-stream")
+
+
+def row_costs(bench) -> float:
+    """From the engine alone: the time of a row in a step of 32 sequences, over that of a step of one."""
+    output = bench.llama_tool("llama-batched-bench", "-npp", "64", "-ntg", "32", "-npl", "1,32", "-c", "8192",
+                              "--output-format", "jsonl")
+    one, many = (json.loads(line)["t_tg"] / 32 for line in output.splitlines() if line.startswith("{"))
+    return many / 32 / one
+
+
+def growth(bench) -> list[Row]:
+    """Requests of all kinds, one after the other and four at a time."""
+    with bench.ours_ready() as server:
+        held = []
+        for count in (100, 900):
+            for number in range(count // 4):
+                calls = [load.phone_call(f"{number} {bench.prompt()}"[: 40 + 37 * (number % 9)], 8) for _ in range(4)]
+                for stream in asyncio.run(load.send_together(server.port(), calls)):
+                    require(stream)
+            held.append(servers.memory(server.family(), bench.model).total / MIB)
+    return [Row("memory of all processes beside the model after 100 requests, MiB", f"{held[0]:.1f}"),
+            limit_row("– growth over 900 more, MiB", [held[1] - held[0]], 8)]
