@@ -34,6 +34,7 @@ fn options(threads: u32) -> EngineOptions {
             cache_bytes: None,
             cache_scope: CacheScope::Server,
             speculate: Speculate::Off,
+            ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

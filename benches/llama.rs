@@ -40,6 +40,7 @@ async fn start(parallel: u32) -> EngineHandle {
             cache_bytes: None,
             cache_scope: CacheScope::Server,
             speculate: Speculate::Off,
+            ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(|stream| {
             worker::serve(stream, &worker::llama::Llama, || {});

@@ -1,14 +1,16 @@
 //! What the user typed → a validated [`Config`]. Pure: the machine's facts come in as a value.
 
+use crate::device::{Allowed, CoreSet, Placement, Team, Topology, placement};
 use crate::engine::{
-    CacheScope, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, Speculate, WorkerConfig,
+    CacheScope, CacheType, EngineOptions, Launch, MOST_ROWS, MOST_SEQUENCES, Speculate,
+    WorkerConfig,
 };
 use crate::http::{ApiKey, Origins};
 use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
-use crate::models::{Catalogue, Collection, CollectionError, Store};
-use crate::pool::PoolSettings;
+use crate::models::{Catalogue, Collection, CollectionError, Store, Tunings};
+use crate::pool::{Placed, PoolSettings};
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
@@ -61,6 +63,13 @@ impl StoreArgs {
         Store::open(&self.root()?)
     }
 
+    /// What `tune` found on this machine, if there is a folder of models. What is said in `engine` by hand counts more.
+    pub fn tunings(&self, machine: &Machine, engine: &EngineArgs) -> Option<Tunings> {
+        let root = self.root().ok()?;
+        let tunings = Tunings::new(&root, &machine.topology, &machine.allowed);
+        Some(tunings.without(engine.is_placed_by_hand(), engine.cache_type.is_some()))
+    }
+
     /// The folder of models as it is, for who only reads or removes.
     pub fn store_as_it_is(&self) -> Result<Store, StoreError> {
         Store::look(&self.root()?)
@@ -90,8 +99,8 @@ pub struct EngineArgs {
     #[arg(long, short = 'c', env = "POCKET_LLM_CTX_SIZE", value_name = "CELLS")]
     pub ctx_size: Option<u32>,
 
-    /// Threads for decoding one answer. More threads than free cores make it many times slower [default: the
-    /// performance cores, within the affinity mask and the CPU quota]
+    /// Threads for decoding one answer. More threads than free cores make it many times slower [default: what
+    /// `pocket-llm tune` found, else the performance cores, within the affinity mask and the CPU quota]
     #[arg(long, short = 't', env = "POCKET_LLM_THREADS", value_name = "N")]
     pub threads: Option<u32>,
 
@@ -103,6 +112,15 @@ pub struct EngineArgs {
     /// [default: 128, or fewer where memory is short]
     #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", value_name = "ROWS")]
     pub batch_size: Option<u32>,
+
+    /// Cores to compute on, such as `4-7` [default: the performance cores]
+    #[arg(long, env = "POCKET_LLM_CORES", value_name = "LIST")]
+    pub cores: Option<CoreSet>,
+
+    /// How the KV cache is stored: `q8_0` takes little more than half the memory of `f16`, and answers may differ a little
+    /// [default: f16, or what `pocket-llm tune` was allowed to choose]
+    #[arg(long, env = "POCKET_LLM_CACHE_TYPE", value_name = "TYPE")]
+    pub cache_type: Option<CacheType>,
 
     /// Memory beside the KV cache for states of earlier prompts, in MiB: what a conversation left when another one took its place,
     /// and prefixes that several requests share. 0 keeps none [default: 64, or what is left over]
@@ -328,12 +346,12 @@ pub struct ServeArgs {
 }
 
 /// What the machine allows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Machine {
-    /// Threads that can run at once.
-    pub allowed_threads: u32,
-    /// Threads to use when nobody said a number.
-    pub default_threads: u32,
+    /// Its cores.
+    pub topology: Topology,
+    /// What of them this program may use.
+    pub allowed: Allowed,
     /// What its kernels want of the weights.
     pub kernels: Kernels,
 }
@@ -342,8 +360,8 @@ impl Machine {
     /// The machine that this program runs on.
     pub fn here() -> Self {
         Self {
-            allowed_threads: crate::device::allowed_threads(),
-            default_threads: crate::device::default_threads(),
+            topology: Topology::here(),
+            allowed: Allowed::here(),
             kernels: Kernels::here(),
         }
     }
@@ -393,7 +411,7 @@ pub struct Config {
 
 impl ServeArgs {
     /// Checks everything that can be checked without touching the world.
-    pub fn check(self, machine: Machine) -> Result<Config, ConfigError> {
+    pub fn check(self, machine: &Machine) -> Result<Config, ConfigError> {
         let mut listen = Vec::new();
         for host in &self.hosts {
             let address = SocketAddr::new(address(host)?, self.port);
@@ -424,6 +442,7 @@ impl ServeArgs {
         }
         within("--models-max", self.models_max, 1, MOST_MODELS)?;
         let mut pool = self.engine.check(self.parallel, self.queue, machine)?;
+        pool.placed.tunings = self.store.tunings(machine, &self.engine);
         pool.most_loaded = self.models_max as usize;
         if self.sleep_idle_seconds >= 0.0 {
             let flag = "--sleep-idle-seconds";
@@ -510,15 +529,11 @@ impl EngineArgs {
         &self,
         parallel: Option<u32>,
         queue: u32,
-        machine: Machine,
+        machine: &Machine,
     ) -> Result<PoolSettings, ConfigError> {
         let sequences = parallel.unwrap_or(DEFAULT_PARALLEL);
         within("--parallel", sequences, 1, MOST_SEQUENCES)?;
-        let most = machine.allowed_threads;
-        let threads = self.threads.unwrap_or(machine.default_threads);
-        within("--threads", threads, 1, most)?;
-        let threads_batch = self.threads_batch.unwrap_or(threads);
-        within("--threads-batch", threads_batch, 1, most)?;
+        let (placement, reason) = self.placement(machine)?;
         let why = |error: ConfigError, why| ConfigError(format!("{error} ({why})"));
         if let Some(rows) = self.batch_size {
             within("--batch-size", rows, sequences, MOST_ROWS)
@@ -542,20 +557,19 @@ impl EngineArgs {
         }
         let cache_bytes = self.cache_mib.map(|mebibytes| mebibytes << 20);
         let words = self.engine_launcher.as_deref().unwrap_or_default();
-        let config = WorkerConfig {
-            model: PathBuf::new(),
+        let mut config = WorkerConfig {
             ctx_size: self.ctx_size,
             parallel: sequences,
-            threads,
-            threads_batch,
             batch_size: self.batch_size.unwrap_or(DEFAULT_ROWS).max(sequences),
             step_ms: self.step_ms,
             places: sequences + queue,
-            chat_template: None,
             cache_bytes,
             cache_scope: self.cache_scope.into(),
             speculate: self.speculate.into(),
+            cache_type: self.cache_type.unwrap_or_default(),
+            ..WorkerConfig::default()
         };
+        config.place(placement);
         Ok(PoolSettings {
             engine: EngineOptions {
                 config,
@@ -568,14 +582,64 @@ impl EngineArgs {
                 ctx_size: self.ctx_size,
                 parallel,
                 batch_size: self.batch_size,
+                cache_type: self.cache_type.unwrap_or_default(),
                 cache_bytes,
                 no_drafts: self.speculate == Guess::Off,
+            },
+            placed: Placed {
+                reason,
+                topology: machine.topology.clone(),
+                tunings: None,
             },
             kernels: machine.kernels,
             memory: self.memory.map(|mebibytes| mebibytes << 20),
             most_loaded: 1,
             keep_alive: None,
         })
+    }
+
+    /// Whether somebody said what computes, so that nothing that was measured has a say in it.
+    pub fn is_placed_by_hand(&self) -> bool {
+        self.threads.is_some() || self.threads_batch.is_some() || self.cores.is_some()
+    }
+
+    /// Cores and threads, and why these.
+    fn placement(&self, machine: &Machine) -> Result<(Placement, String), ConfigError> {
+        let choice = placement::choose(&machine.topology, &machine.allowed);
+        if !self.is_placed_by_hand() {
+            return Ok((Placement::of(&choice.team), choice.why));
+        }
+        let (mut most, mut usual) = (machine.allowed.threads(), choice.team.threads);
+        if let Some(cores) = &self.cores {
+            let here = cores.and(&machine.allowed.cores);
+            if here != *cores || here.is_empty() {
+                return Err(ConfigError(format!(
+                    "--cores {cores} can't be used: this program may use {}",
+                    machine.allowed.cores
+                )));
+            }
+            most = most.min(cores.count());
+            usual = most;
+        }
+        let threads = self.threads.unwrap_or(usual);
+        within("--threads", threads, 1, most)?;
+        let threads_batch = self.threads_batch.unwrap_or(threads);
+        within("--threads-batch", threads_batch, 1, most)?;
+        let team = |threads| Team {
+            threads,
+            // More threads than there are performance cores are meant to use others too.
+            cores: match &self.cores {
+                Some(cores) => cores.clone(),
+                None if threads <= choice.team.threads => choice.team.cores.clone(),
+                None => CoreSet::default(),
+            },
+        };
+        let placement = Placement {
+            one: team(threads),
+            few: team(threads_batch),
+            many: team(threads_batch),
+        };
+        Ok((placement, "somebody said so".into()))
     }
 
     fn stall(&self) -> Result<Duration, ConfigError> {

@@ -17,6 +17,8 @@ pub mod worker;
 
 pub mod models;
 
+pub mod measure;
+
 pub mod device;
 
 pub mod metrics;

@@ -422,6 +422,7 @@ mod real {
                 cache_bytes: None,
                 cache_scope: CacheScope::Server,
                 speculate: Speculate::Off,
+                ..WorkerConfig::default()
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
             stall: Duration::from_mins(2),

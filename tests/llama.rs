@@ -42,6 +42,7 @@ fn options(model: PathBuf, parallel: u32, context: u32, rows: u32) -> EngineOpti
             cache_bytes: None,
             cache_scope: CacheScope::Server,
             speculate: Speculate::Off,
+            ..WorkerConfig::default()
         },
         launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),
         stall: Duration::from_mins(2),

@@ -14,7 +14,7 @@ use pocket_llm::engine::{
 use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
-use pocket_llm::pool::{Lease, Pool, PoolSettings};
+use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
 use scripted::{EMBEDDING_BYTES, Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
@@ -84,6 +84,7 @@ impl Machine {
             batch_size: Some(64),
             cache_bytes: Some(0),
             no_drafts: true,
+            ..Asked::default()
         };
         let header = Gguf::read(&folder.path().join("a.gguf")).unwrap();
         let one = plan(&header, &asked, Kernels::default(), None).unwrap();
@@ -94,6 +95,7 @@ impl Machine {
             memory: Some(one.needs.total() * models + WEIGHTS / 2),
             most_loaded: 4,
             keep_alive: None,
+            placed: Placed::default(),
         };
         change(&mut settings);
         Self {

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and what is run for it.
 
+mod bench;
 mod list;
 mod models;
 mod prepare;
@@ -8,6 +9,7 @@ mod rm;
 mod run;
 mod show;
 mod tokenise;
+mod tune;
 mod verify;
 #[cfg(feature = "tokenizers")]
 mod vocabulary;
@@ -91,6 +93,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Remove models from disk
     Rm(rm::RmArgs),
+    /// Measure how fast a model is here, and tell what would make it faster
+    Bench(bench::BenchArgs),
+    /// Find the best cores and threads for a model here, for `serve` and `run`
+    Tune(tune::TuneArgs),
     /// Make the models' folder somebody's own, for an init container
     #[command(hide = true)]
     PrepareStore(prepare::PrepareArgs),
@@ -130,7 +136,7 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
             verify::run(&args)
         }
         Command::Serve(args) => {
-            let config = args.check(Machine::here())?;
+            let config = args.check(&Machine::here())?;
             telemetry::start(cli.log.as_deref().unwrap_or("info"), cli.log_format)?;
             on_runtime(serve::serve(config))
         }
@@ -142,6 +148,14 @@ pub fn main(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => {
             quiet()?;
             on_runtime(run::run(args))
+        }
+        Command::Bench(args) => {
+            quiet()?;
+            on_runtime(bench::bench(args))
+        }
+        Command::Tune(args) => {
+            quiet()?;
+            on_runtime(tune::tune(args))
         }
         Command::PrepareStore(args) => prepare::run(&args),
         Command::Show(args) => show::show(&args),

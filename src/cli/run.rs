@@ -60,7 +60,9 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         bail!("--temperature: give 0 or more");
     }
     // One conversation: a single sequence has the whole context.
-    let settings = args.engine.check(Some(1), 0, Machine::here())?;
+    let machine = Machine::here();
+    let mut settings = args.engine.check(Some(1), 0, &machine)?;
+    settings.placed.tunings = args.store.tunings(&machine, &args.engine);
     let piped = piped().await?;
     let prompt = match (args.prompt.clone(), piped) {
         (Some(prompt), Some(piped)) => Some(format!("{prompt}\n\n{piped}")),

@@ -248,7 +248,7 @@ fn groups(gguf: &Gguf) -> Vec<(&'static str, Vec<(TensorType, u64)>)> {
 }
 
 /// What would make it faster, where that is plain from the bytes.
-fn advice(gguf: &Gguf) -> Vec<String> {
+pub(super) fn advice(gguf: &Gguf) -> Vec<String> {
     let all = gguf.bytes_per_decoded_token();
     let wide = |tensor: &Tensor<'_>| !tensor.kind.is_quantised() && tensor.directions() > 1;
     let less = |tensor: Tensor<'_>| {

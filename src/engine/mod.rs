@@ -13,6 +13,7 @@ mod launch;
 mod questions;
 mod supervisor;
 
+use crate::device::{Placement, Team};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -363,8 +364,52 @@ pub const MOST_ROWS: u32 = 8192;
 /// Tokens that a request may use where nobody asked for another number: some turns of a chat.
 pub const DEFAULT_CONTEXT_PER_SEQUENCE: u32 = 2048;
 
+/// How the numbers of the KV cache are stored.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+pub enum CacheType {
+    /// Floats of 16 bits.
+    #[default]
+    #[serde(rename = "f16")]
+    #[value(name = "f16")]
+    F16,
+    /// Integers of 8 bits with a common scale for 32 of them: little more than half the memory, and less to read in long
+    /// contexts, for a small loss.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl CacheType {
+    /// Numbers that are stored together.
+    pub const fn block_numbers(self) -> u64 {
+        match self {
+            Self::F16 => 1,
+            Self::Q8_0 => 32,
+        }
+    }
+
+    /// Bytes of so many numbers.
+    pub const fn bytes_of(self, numbers: u64) -> u64 {
+        match self {
+            Self::F16 => numbers.saturating_mul(2),
+            Self::Q8_0 => numbers.div_ceil(32).saturating_mul(34),
+        }
+    }
+}
+
+impl std::fmt::Display for CacheType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        })
+    }
+}
+
 /// What a worker needs to know to load its model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerConfig {
     /// The GGUF file.
     pub model: PathBuf,
@@ -385,6 +430,12 @@ pub struct WorkerConfig {
     pub places: u32,
     /// A chat template to use instead of the file's own.
     pub chat_template: Option<String>,
+    /// Cores and threads by the size of a step; `None` for `threads` and `threads_batch` on any core.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    /// How the KV cache is stored.
+    #[serde(default)]
+    pub cache_type: CacheType,
     /// Bytes that states of earlier prompts may take beside the KV cache; `None` is as many as there is room for, up to
     /// [`DEFAULT_CACHE_BYTES`].
     #[serde(default)]
@@ -395,6 +446,30 @@ pub struct WorkerConfig {
     /// When tokens are guessed and decoded together with those that are due.
     #[serde(default)]
     pub speculate: Speculate,
+}
+
+impl WorkerConfig {
+    /// Cores and threads by the size of a step.
+    pub fn placement(&self) -> Placement {
+        let anywhere = |threads| Team {
+            threads,
+            ..Team::default()
+        };
+        let several = anywhere(self.threads_batch);
+        let plain = || Placement {
+            one: anywhere(self.threads),
+            few: several.clone(),
+            many: several.clone(),
+        };
+        self.placement.clone().unwrap_or_else(plain)
+    }
+
+    /// Sets cores and threads.
+    pub fn place(&mut self, placement: Placement) {
+        self.threads = placement.one.threads;
+        self.threads_batch = placement.many.threads;
+        self.placement = Some(placement);
+    }
 }
 
 /// When tokens are guessed.

@@ -3,6 +3,7 @@
 use super::Family;
 use super::catalogue::{Entry, Sampling};
 use super::gguf::{Gguf, GgufError};
+use super::tuned::Tuned;
 use crate::engine::ModelInfo;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ pub struct Facts {
     pub sampling: SamplingDefaults,
     /// The sentence that the licence wants beside answers.
     pub licence_notice: Option<String>,
+    /// What was measured with it on this machine. Not told by the header; whoever knows sets it.
+    pub tuned: Option<Tuned>,
     /// Which file it was.
     identity: Option<Identity>,
 }
@@ -100,6 +103,7 @@ impl Facts {
             info,
             sampling,
             licence_notice,
+            tuned: None,
             identity,
         })
     }

@@ -18,6 +18,7 @@ mod collection;
 mod facts;
 mod families;
 mod library;
+mod tuned;
 
 pub use catalogue::{Catalogue, Entry};
 pub use collection::{Collection, CollectionError, FindError};
@@ -27,6 +28,7 @@ pub use families::Family;
 pub use library::{Library, Listed, NoModel, SharedName};
 pub use reference::{HubFile, ModelName, ModelRef};
 pub use store::Store;
+pub use tuned::{Figures, Tuned, Tunings};
 
 /// Characters of an unknown name that are shown.
 const LONGEST_SHOWN: usize = 100;

@@ -87,6 +87,19 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     let mut config = inner.settings.engine.config.clone();
     config.model.clone_from(&slot.facts.model.path);
     config.chat_template = slot.facts.chat_template();
+    let (placement, cache_type, reason) = inner.placement_of(&slot.facts);
+    tracing::info!(
+        model = slot.facts.model.name,
+        threads = placement.one.threads,
+        threads_few = placement.few.threads,
+        threads_batch = placement.many.threads,
+        cores = (!placement.one.cores.is_empty()).then(|| placement.one.cores.to_string()),
+        %cache_type,
+        reason,
+        "computing"
+    );
+    config.place(placement);
+    config.cache_type = cache_type;
     config.ctx_size = Some(plan.ctx_size);
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
@@ -141,8 +154,8 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     let seats: Vec<Seat> = others.iter().map(|slot| seat(slot)).collect();
     let header = &slot.facts.header;
     let asked = asked_of(slot, &settings.asked);
-    let planned = |available| {
-        plan(header, &asked, settings.kernels, available)
+    let planned = |asked: &Asked, available| {
+        plan(header, asked, settings.kernels, available)
             .map_err(|error| EngineError::Unloadable(error.of(&slot.facts.model.name).to_string()))
     };
     let room = |plan: &Plan| {
@@ -153,10 +166,16 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
             settings.most_loaded,
         )
     };
-    let mut plan = planned(None)?;
+    let tuned_rows = slot.facts.tuned.as_ref().and_then(|tuned| tuned.batch_size);
+    let tuned = Asked {
+        batch_size: asked.batch_size.or(tuned_rows),
+        ..asked
+    };
+    // Rows that were measured are a wish: where memory is short, fewer will do.
+    let mut plan = planned(&tuned, None).or_else(|_| planned(&asked, None))?;
     let mut victims = room(&plan);
     if victims.is_none() {
-        plan = planned(total)?;
+        plan = planned(&asked, total)?;
         victims = room(&plan);
     }
     // What was planned within the total fits when everyone has gone.
@@ -175,6 +194,12 @@ fn asked_of(slot: &Slot, asked: &Asked) -> Asked {
         ctx_size: asked
             .ctx_size
             .map(|cells| most.map_or(cells, |most| cells.min(most))),
+        cache_type: slot
+            .facts
+            .tuned
+            .as_ref()
+            .and_then(|tuned| tuned.cache_type)
+            .unwrap_or(asked.cache_type),
         ..*asked
     }
 }

@@ -11,9 +11,13 @@ mod pace;
 mod policy;
 mod slot;
 
-use crate::engine::{EngineError, EngineHandle, EngineOptions, EngineState, Load, WorkerStats};
+use crate::device::{Placement, Topology};
+use crate::engine::{
+    CacheType, EngineError, EngineHandle, EngineOptions, EngineState, Load, WorkerStats,
+};
+use crate::models::gguf::GgufError;
 use crate::models::memory::{Asked, Kernels};
-use crate::models::{Facts, Model};
+use crate::models::{Facts, Model, Tunings};
 use slot::Slot;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +52,19 @@ pub struct PoolSettings {
     pub most_loaded: usize,
     /// An idle model goes after this long; `None` lets it stay until another one needs its room.
     pub keep_alive: Option<Duration>,
+    /// Where models compute.
+    pub placed: Placed,
+}
+
+/// Where models compute if nothing was measured, and where to find what was.
+#[derive(Clone, Debug, Default)]
+pub struct Placed {
+    /// Why the cores and threads of [`PoolSettings::engine`] are what they are, in half a sentence.
+    pub reason: String,
+    /// The machine's cores.
+    pub topology: Topology,
+    /// What was measured, for all models.
+    pub tunings: Option<Tunings>,
 }
 
 /// The engines of a server. Clones are handles on the same ones.
@@ -153,11 +170,16 @@ impl Pool {
             return Ok(lease);
         }
         let asked = model.clone();
-        let read = tokio::task::spawn_blocking(move || Facts::read(asked));
+        let tunings = self.inner.settings.placed.tunings.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut facts = Facts::read(asked)?;
+            facts.tuned = tunings.and_then(|tunings| tunings.find(&facts.header));
+            Ok(facts)
+        });
         let facts = read
             .await
             .map_err(|error| EngineError::Internal(error.to_string()))?
-            .map_err(|damage| {
+            .map_err(|damage: GgufError| {
                 EngineError::Unloadable(if kept {
                     // The one that the operator named, by its path.
                     damage.to_string()
@@ -222,6 +244,16 @@ impl Pool {
     /// Requests that may run or wait at once for one model.
     pub fn places(&self) -> u32 {
         self.inner.settings.engine.config.places
+    }
+
+    /// Where models compute.
+    pub fn placed(&self) -> &Placed {
+        &self.inner.settings.placed
+    }
+
+    /// Cores and threads of a model, how its cache is stored, and why.
+    pub fn placement_of(&self, facts: &Facts) -> (Placement, CacheType, &str) {
+        self.inner.placement_of(facts)
     }
 
     /// Unloads a model as soon as its requests are done, and waits until its processes are gone.
@@ -309,6 +341,23 @@ impl Pool {
 }
 
 impl Inner {
+    fn placement_of(&self, facts: &Facts) -> (Placement, CacheType, &str) {
+        let mut config = self.settings.engine.config.clone();
+        if let Some(tuned) = &facts.tuned {
+            tuned.apply(&mut config);
+        }
+        let measured = facts
+            .tuned
+            .as_ref()
+            .is_some_and(|tuned| tuned.placement.is_some());
+        let reason = if measured {
+            "measured by `pocket-llm tune`"
+        } else {
+            &self.settings.placed.reason
+        };
+        (config.placement(), config.cache_type, reason)
+    }
+
     /// Locked to look at the list or to change it, never while waiting.
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)

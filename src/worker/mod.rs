@@ -18,6 +18,7 @@ pub mod sampling;
 pub mod scheduler;
 pub mod sequence;
 pub mod speculation;
+pub mod teams;
 pub mod text;
 pub mod tools;
 

@@ -2,9 +2,10 @@
 //! what llama.cpp reports.
 
 use crate::gguf_file::{BOOL, GgufFile, STRING, U32};
+use pocket_llm::engine::CacheType;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{
-    Asked, Bytes, DoesNotFit, Kernels, Needs, Plan, logit_rows, plan,
+    Asked, Bytes, DoesNotFit, Kernels, Needs, Plan, cache_bytes_read, logit_rows, plan,
 };
 use proptest::prelude::*;
 use std::io::Cursor;
@@ -37,6 +38,7 @@ const NOTHING: Asked = Asked {
     ctx_size: None,
     parallel: None,
     batch_size: None,
+    cache_type: CacheType::F16,
     cache_bytes: Some(0),
     no_drafts: true,
 };
@@ -430,4 +432,47 @@ proptest! {
             prop_assert_eq!(asked.batch_size.unwrap_or(plan.batch_size), plan.batch_size);
         }
     }
+}
+
+/// Blocks of 32 numbers with a scale of two bytes: 34 bytes instead of 64. They don't reach over the ends of heads.
+#[test]
+fn a_cache_of_eight_bits_takes_less_or_is_refused() {
+    let q8 = Asked {
+        cache_type: CacheType::Q8_0,
+        ..sizes(8192, 2, 128)
+    };
+    let file = finished(shape("llama", [12, 256, 4, 2, 64]));
+    let (full, small) = (
+        planned(&file, sizes(8192, 2, 128), NONE).needs,
+        planned(&file, q8, NONE).needs,
+    );
+    assert_eq!(small.kv * 32, full.kv * 17);
+    assert_eq!(
+        full.total() - small.total(),
+        full.kv - small.kv,
+        "nothing else changes"
+    );
+    let model = read(&file);
+    let read_at = |cache_type, depth| cache_bytes_read(&model, cache_type, depth);
+    assert_eq!(read_at(CacheType::F16, 4096) * 2, full.kv);
+    assert_eq!(read_at(CacheType::Q8_0, 4096) * 2, small.kv);
+    assert_eq!(read_at(CacheType::F16, 0), 0);
+
+    let uneven = read(&finished(shape("llama", [12, 80, 1, 1, 80])));
+    let refused = plan(&uneven, &q8, NONE, None).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "--cache-type q8_0: this model's heads have 80 numbers, which is no multiple of 32: use f16"
+    );
+}
+
+/// A window is all that those layers read.
+#[test]
+fn a_window_bounds_what_is_read() {
+    let file = shape("gemma3", [6, 64, 1, 1, 128]).u32("gemma3.attention.sliding_window", 512);
+    let model = read(&finished(file));
+    let read_at = |depth| cache_bytes_read(&model, CacheType::F16, depth);
+    // Six layers up to the window, one beyond it.
+    assert_eq!(read_at(512), 6 * 512 * 512);
+    assert_eq!(read_at(1512), read_at(512) + 1000 * 512);
 }

@@ -3,6 +3,7 @@
 use crate::support::client::{Connection, ask};
 use crate::support::scripted_worker::{LoadScript, accepted, finished, text};
 use crate::support::{PATIENCE, Server, until, within};
+use pocket_llm::device::CoreSet;
 use pocket_llm::engine::{EngineState, Event, FinishReason};
 use pocket_llm::http::{ApiKey, Keys};
 
@@ -142,7 +143,12 @@ async fn status_is_true() {
     assert_eq!(response.header("x-served-by"), Some("llm-0"));
     insta::assert_json_snapshot!(response.json(), {
         ".version" => "[version]", ".timestamp" => "[ms]", ".ai.processingStartTime" => "[ms]", ".uptimeSeconds" => "[s]",
+        ".machine" => "[machine]",
     });
+    let machine = response.json()["machine"].clone();
+    let allowed = std::thread::available_parallelism().unwrap().get();
+    let cores: CoreSet = serde_json::from_value(machine["allowedCores"].clone()).unwrap();
+    assert!(cores.count() as usize >= allowed, "{machine}");
     server
         .worker
         .emit(id, [accepted(), finished(FinishReason::Stop)]);

@@ -30,6 +30,7 @@ async fn start(model: &str, parallel: u32, wanted: impl FnOnce(&mut WorkerConfig
         cache_bytes: None,
         cache_scope: CacheScope::Server,
         speculate: Speculate::Off,
+        ..WorkerConfig::default()
     };
     wanted(&mut config);
     let engine = EngineHandle::start(EngineOptions {

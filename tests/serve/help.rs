@@ -70,7 +70,7 @@ async fn every_flag_names_its_environment_variable() {
     assert_eq!(
         commands,
         [
-            "serve", "run", "pull", "list", "show", "verify", "rm", "help"
+            "serve", "run", "pull", "list", "show", "verify", "rm", "bench", "tune", "help"
         ],
         "the engine is not for people"
     );

@@ -14,6 +14,7 @@ mod program;
 mod server;
 
 mod answers;
+mod cores;
 mod drain;
 mod first;
 mod help;

@@ -12,7 +12,7 @@ use pocket_llm::metrics::Metrics;
 use pocket_llm::models::download::{Downloads, Hub, Puller, Settings};
 use pocket_llm::models::memory::{Asked, Kernels};
 use pocket_llm::models::{Catalogue, Collection, Library, Model, Store};
-use pocket_llm::pool::{Lease, Pool, PoolSettings};
+use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
 use scripted_worker::{LoadScript, ScriptedWorker};
 use serde_json::json;
 use std::future::Future;
@@ -111,6 +111,7 @@ impl Server {
             memory: None,
             most_loaded: 2,
             keep_alive: None,
+            placed: Placed::default(),
         });
         let folder = TempDir::new().unwrap();
         let model = Model {

@@ -491,6 +491,7 @@ pub(crate) fn options(script: &Arc<Script>, parallel: u32, queue: u32) -> Engine
             cache_bytes: None,
             cache_scope: CacheScope::Server,
             speculate: Speculate::Off,
+            ..WorkerConfig::default()
         },
         launch: Launch::Thread(Arc::new(move |stream| {
             pocket_llm::worker::serve(stream, &*backend, || {});

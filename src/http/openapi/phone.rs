@@ -141,6 +141,7 @@ pub(super) fn shown(path: &str) -> Value {
                 ("ai", anything()),
                 ("queue", anything()),
                 ("worker", or_null(anything())),
+                ("machine", anything()),
                 ("models", list(anything())),
                 ("uptimeSeconds", whole()),
             ],

@@ -1,6 +1,7 @@
 //! The phone API: the paths and shapes of local-android-ai, whose clients work unchanged.
 
 pub(super) mod info;
+mod machine;
 pub(super) mod models;
 pub(super) mod status;
 pub(super) mod text;

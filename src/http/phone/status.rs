@@ -4,7 +4,7 @@ use super::super::app::App;
 use super::super::json;
 use super::super::tracked::millis;
 use super::info::features;
-use super::{SERVER, VERSION, epoch_ms};
+use super::{SERVER, VERSION, epoch_ms, machine};
 use crate::engine::{EngineState, ModelInfo};
 use crate::models::Listed;
 use crate::pool::Seen;
@@ -19,7 +19,8 @@ pub(in crate::http) async fn status(State(app): State<App>) -> Response {
     let totals = app.pool().totals();
     let in_flight = app.pool().in_flight();
     let settings = app.settings();
-    let models: Vec<Value> = app.pool().seen().iter().map(model).collect();
+    let models = app.pool().seen();
+    let models: Vec<Value> = models.iter().map(|seen| model(&app, seen)).collect();
     let current = app.current();
     // A store that can't be read is told by /ai/models/diagnostics.
     let listed = app.listed().await.unwrap_or_default();
@@ -40,6 +41,7 @@ pub(in crate::http) async fn status(State(app): State<App>) -> Response {
             "inFlight": in_flight,
         },
         "worker": current.as_ref().map(worker),
+        "machine": machine::machine(&app, current.as_ref()),
         "models": models,
         "uptimeSeconds": app.uptime().as_secs(),
         "pod": settings.pod_name,
@@ -112,7 +114,7 @@ pub(super) fn loading(seen: &Seen) -> Option<Loading> {
 }
 
 /// A model in memory, or on its way.
-fn model(seen: &Seen) -> Value {
+fn model(app: &App, seen: &Seen) -> Value {
     json!({
         "name": seen.facts.model.name,
         "state": state(seen),
@@ -123,6 +125,7 @@ fn model(seen: &Seen) -> Value {
         "memoryBytes": seen.bytes,
         "idleSeconds": seen.idle.map(|idle| idle.as_secs()),
         "worker": worker(seen),
+        "speed": machine::speed(app, seen),
     })
 }
 

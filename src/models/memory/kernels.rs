@@ -63,6 +63,19 @@ impl Kernels {
         }
     }
 
+    /// The share of the bytes that decoding reads that is in a layout of this CPU's own.
+    pub fn laid_out(self, model: &Gguf) -> f64 {
+        let (mut laid_out, mut all) = (0_u64, 0_u64);
+        for tensor in model.tensors() {
+            let bytes = model.bytes_read(tensor);
+            all = all.saturating_add(bytes);
+            laid_out = laid_out.saturating_add(if self.copies(tensor) { bytes } else { 0 });
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a share")]
+        let share = laid_out as f64 / all.max(1) as f64;
+        share
+    }
+
     /// Whether llama.cpp computes with a copy of the tensor instead of with the file's own bytes. The token embedding counts as
     /// the output matrix here; its rows are looked up in the file all the same.
     pub(super) fn copies(self, tensor: Tensor<'_>) -> bool {

@@ -6,12 +6,11 @@
 //! Estimates are upper ones where we do not know better: an architecture whose windows are not listed here keeps everything, and a
 //! hybrid one holds cells and states in all layers.
 
+use crate::engine::CacheType;
 use crate::models::gguf::Gguf;
 
 /// `LLAMA_MAX_LAYERS`.
 const MOST_LAYERS: u64 = 512;
-/// Keys and values are 16-bit floats.
-const CELL_NUMBER: u64 = 2;
 /// States of recurrent layers are 32-bit floats.
 const STATE_NUMBER: u64 = 4;
 
@@ -29,7 +28,7 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    pub(super) fn of(model: &Gguf) -> Self {
+    pub(super) fn of(model: &Gguf, cache_type: CacheType) -> Self {
         let layers = layers(model);
         let window = Window::of(model, layers);
         let mut cells = Self {
@@ -44,7 +43,7 @@ impl Cells {
             } else {
                 &mut cells.full
             };
-            *sum = sum.saturating_add(cell(model, layer, windowed));
+            *sum = sum.saturating_add(cell(model, layer, windowed, cache_type));
         }
         cells
     }
@@ -71,7 +70,7 @@ fn with_own_cells(model: &Gguf, layers: u32) -> u32 {
 }
 
 /// Bytes of a cell's keys and values in one layer.
-fn cell(model: &Gguf, layer: u32, windowed: bool) -> u64 {
+fn cell(model: &Gguf, layer: u32, windowed: bool, cache_type: CacheType) -> u64 {
     let heads = model.layer_setting("attention.head_count", layer);
     let heads = heads.unwrap_or(0);
     let kv_heads = model.layer_setting("attention.head_count_kv", layer);
@@ -83,15 +82,46 @@ fn cell(model: &Gguf, layer: u32, windowed: bool) -> u64 {
             .or_else(|| model.setting(&format!("attention.{key}_length")))
             .unwrap_or_else(|| width.checked_div(first_heads).unwrap_or(0))
     };
+    let kv_heads = kv_heads.unwrap_or(heads);
+    let bytes = |length: u64| cache_type.bytes_of(length.saturating_mul(kv_heads));
     // With latent attention the keys hold the values.
     let values = match model.setting("attention.key_length_mla") {
         Some(_) => 0,
-        None => length("value"),
+        None => bytes(length("value")),
     };
-    length("key")
-        .saturating_add(values)
-        .saturating_mul(kv_heads.unwrap_or(heads))
-        .saturating_mul(CELL_NUMBER)
+    bytes(length("key")).saturating_add(values)
+}
+
+/// The length of a head that can't be stored so, if there is one: blocks don't reach over the ends of rows.
+pub(super) fn uneven_head(model: &Gguf, cache_type: CacheType) -> Option<u64> {
+    let heads = model.layer_setting("attention.head_count", 0).unwrap_or(0);
+    let width = model.setting("embedding_length").unwrap_or(0);
+    let usual = width.checked_div(heads).unwrap_or(0);
+    let keys = [
+        "key_length",
+        "value_length",
+        "key_length_swa",
+        "value_length_swa",
+    ];
+    let told = keys.map(|key| model.setting(&format!("attention.{key}")));
+    let [key, value, windowed_keys, windowed_values] = told;
+    let lengths = [
+        key.unwrap_or(usual),
+        value.unwrap_or(usual),
+        windowed_keys.unwrap_or(0),
+        windowed_values.unwrap_or(0),
+    ];
+    let mut lengths = lengths.into_iter();
+    lengths.find(|length| !length.is_multiple_of(cache_type.block_numbers()))
+}
+
+/// Bytes of the cache that decoding a token reads when so many tokens are before it: all layers' cells of those that it sees, and states.
+pub fn cache_bytes_read(model: &Gguf, cache_type: CacheType, depth: u64) -> u64 {
+    let cells = Cells::of(model, cache_type);
+    let seen = depth.min(cells.window);
+    let full = cells.full.saturating_mul(depth);
+    full.saturating_add(cells.windowed.saturating_mul(seen))
+        .saturating_add(cells.state)
 }
 
 /// Bytes of a sequence's state in one recurrent layer, 0 where there are none: RWKV, short convolutions, Mamba and its like.

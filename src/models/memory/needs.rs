@@ -2,6 +2,7 @@
 
 use super::kernels::{Kernels, Weights};
 use super::layers::Cells;
+use crate::engine::CacheType;
 use crate::models::gguf::Gguf;
 use std::fmt;
 
@@ -65,10 +66,10 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn of(model: &Gguf, kernels: Kernels) -> Self {
+    pub(super) fn of(model: &Gguf, kernels: Kernels, cache_type: CacheType) -> Self {
         Self {
             weights: Weights::of(model, kernels),
-            cells: Cells::of(model),
+            cells: Cells::of(model, cache_type),
             vocabulary: model.vocab_size(),
             row_numbers: row_numbers(model),
             process: process(model),

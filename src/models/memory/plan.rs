@@ -1,8 +1,11 @@
 //! From a model, what was asked for and what there is to what is done: pure arithmetic.
 
 use super::kernels::Kernels;
+use super::layers::uneven_head;
 use super::needs::{Bytes, CELLS, Facts, Needs, Run};
-use crate::engine::{DEFAULT_CACHE_BYTES, DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES};
+use crate::engine::{
+    CacheType, DEFAULT_CACHE_BYTES, DEFAULT_CONTEXT_PER_SEQUENCE, MOST_ROWS, MOST_SEQUENCES,
+};
 use crate::models::gguf::Gguf;
 use std::fmt;
 
@@ -26,6 +29,8 @@ pub struct Asked {
     pub parallel: Option<u32>,
     /// Rows of a step at most.
     pub batch_size: Option<u32>,
+    /// How the KV cache is stored.
+    pub cache_type: CacheType,
     /// Bytes for states of earlier prompts. Where nobody said a number they take what is left over, up to
     /// [`DEFAULT_CACHE_BYTES`].
     pub cache_bytes: Option<u64>,
@@ -102,7 +107,14 @@ pub fn plan(
     available: Option<u64>,
 ) -> Result<Plan, DoesNotFit> {
     let available = available.unwrap_or(u64::MAX);
-    let facts = Facts::of(model, kernels);
+    let facts = Facts::of(model, kernels, asked.cache_type);
+    if let Some(head) = uneven_head(model, asked.cache_type) {
+        return Err(DoesNotFit::Setting(format!(
+            "--cache-type {}: this model's heads have {head} numbers, which is no multiple of {}: use f16",
+            asked.cache_type,
+            asked.cache_type.block_numbers()
+        )));
+    }
     match choose(&facts, asked, trained(model), available)? {
         Choice::Fits(plan) => Ok(plan),
         Choice::TooLarge(least) => Err(DoesNotFit::Memory {

@@ -1,10 +1,10 @@
 //! Steps and KV cells. Keeps its own book of positions, because llama.cpp accepts some wrong ones and aborts on others.
 
+use super::context::TeamContext;
 use super::embedder::Embedder;
 use crate::engine::{ModelInfo, Token};
 use crate::models::memory::Plan;
 use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StateId, StepError};
-use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 pub(super) struct LlamaDecoder<'m> {
-    context: LlamaContext<'m>,
+    context: TeamContext<'m>,
     embedder: Embedder<'m>,
     batch: LlamaBatch<'static>,
     /// Tokens that each sequence holds.
@@ -34,7 +34,7 @@ pub(super) struct LlamaDecoder<'m> {
 impl<'m> LlamaDecoder<'m> {
     pub(super) fn new(
         model: &LlamaModel,
-        context: LlamaContext<'m>,
+        context: TeamContext<'m>,
         embedder: Embedder<'m>,
         info: &ModelInfo,
         plan: &Plan,
@@ -105,6 +105,7 @@ impl Decoder for LlamaDecoder<'_> {
         logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), StepError> {
         self.fill(rows)?;
+        self.context.prepare(rows.len())?;
         self.context
             .decode(&mut self.batch)
             .map_err(|error| StepError(error.to_string()))?;

@@ -98,6 +98,10 @@ impl<'m> Embedder<'m> {
                 Bytes(free.bytes)
             )));
         }
+        // This thread may be on fewer cores than when the model was loaded.
+        let threads = i32::try_from(crate::device::allowed_threads()).unwrap_or(1);
+        let threads = params.n_threads_batch().min(threads);
+        let params = params.with_n_threads_batch(threads);
         let made = self.model.new_context(self.backend, params);
         let context = made.map_err(|error| StepError(format!("no context: {error}")))?;
         tracing::info!(needs = %Bytes(bytes), "a context for embeddings");
@@ -157,6 +161,7 @@ fn recipe(
         ctx_size: Some(info.context_per_sequence),
         parallel: Some(1),
         batch_size: Some(rows),
+        cache_type: config.cache_type,
         cache_bytes: Some(0),
         no_drafts: true,
     };

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "dynamic")]
 mod backends;
+mod context;
 mod decoder;
 mod embedder;
 mod log;
@@ -13,13 +14,15 @@ mod tokenize;
 mod vocab;
 
 use super::decoder::{Backend, LoadError, Loaded};
+use super::teams::Teams;
 use crate::device::memory::Free;
-use crate::engine::{ModelInfo, Pooling, Speculate, WorkerConfig};
+use crate::engine::{CacheType, ModelInfo, Pooling, Speculate, WorkerConfig};
 use crate::models::gguf::Gguf;
 use crate::models::memory::{Asked, Bytes, Kernels, Needs, Plan, plan};
+use context::TeamContext;
 use decoder::LlamaDecoder;
 use embedder::Embedder;
-use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -31,6 +34,8 @@ use vocab::LlamaVocabulary;
 pub use log::LlamaLog;
 pub use tokenize::answer as answer_texts;
 
+/// `LLAMA_FLASH_ATTN_TYPE_ENABLED`.
+const FLASH_ATTENTION: i32 = 1;
 /// Plan and report may differ by one part in so many before it is told.
 const TOLERATED_PART: u64 = 20;
 
@@ -56,8 +61,9 @@ impl Backend for Llama {
         let vocab = Arc::new(LlamaVocabulary::new(&model)?);
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
         // once is not sound.
-        let context = model
-            .new_context(backend, context_params(&plan, config)?)
+        let teams = Teams::new(config.placement());
+        let params = context_params(&plan, config)?;
+        let context = TeamContext::new(backend, &model, params, teams)
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
         compare(&plan.needs);
         let info = describe(&header, &model, &plan, context.n_ctx());
@@ -119,6 +125,7 @@ fn make_plan(header: &Gguf, config: &WorkerConfig) -> Result<Plan, LoadError> {
         ctx_size: config.ctx_size,
         parallel: Some(config.parallel),
         batch_size: Some(config.batch_size),
+        cache_type: config.cache_type,
         cache_bytes: config.cache_bytes,
         no_drafts: config.speculate == Speculate::Off,
     };
@@ -133,14 +140,23 @@ fn make_plan(header: &Gguf, config: &WorkerConfig) -> Result<Plan, LoadError> {
 fn context_params(plan: &Plan, config: &WorkerConfig) -> Result<LlamaContextParams, LoadError> {
     let cells = NonZeroU32::new(plan.ctx_size)
         .ok_or_else(|| LoadError("--ctx-size is too small or too large".into()))?;
-    let threads = |n: u32| i32::try_from(n.clamp(1, 512)).unwrap_or(1);
-    Ok(LlamaContextParams::default()
+    let params = match config.cache_type {
+        CacheType::F16 => LlamaContextParams::default(),
+        // Values in blocks want flash attention, which is on by itself where it can be; here it must be.
+        CacheType::Q8_0 => LlamaContextParams::default()
+            .with_type_k(KvCacheType::Q8_0)
+            .with_type_v(KvCacheType::Q8_0)
+            .with_flash_attention_policy(FLASH_ATTENTION),
+    };
+    let threads = crate::device::allowed_threads();
+    let threads = i32::try_from(threads.min(config.threads_batch)).unwrap_or(1);
+    Ok(params
         .with_n_ctx(Some(cells))
         .with_n_batch(plan.batch_size)
         .with_n_ubatch(plan.batch_size)
         .with_n_seq_max(plan.parallel)
-        .with_n_threads(threads(config.threads))
-        .with_n_threads_batch(threads(config.threads_batch))
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads)
         // One stream per sequence: measured 22 to 30 % less time per step than one unified cache.
         .with_kv_unified(false)
         // A sliding window keeps only its window; `LlamaDecoder::cuttable` knows what that allows.

@@ -1,0 +1,183 @@
+//! Sets of cores, written as the kernel writes them (`0-3,8`), and the affinity masks of threads.
+
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+/// Cores with higher numbers are not counted: a mask of the system calls ([`CpuSet::MAX_CPU`]) has no room for them.
+const MOST_CORES: u32 = 1024;
+
+/// Cores by their numbers, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CoreSet(Vec<u32>);
+
+impl CoreSet {
+    /// The cores that the calling thread may run on now, if the system tells.
+    pub fn allowed() -> Option<Self> {
+        Self::allowed_to(None)
+    }
+
+    /// The cores that a thread may run on now; `None` is the calling one.
+    pub fn allowed_to(thread: Option<Pid>) -> Option<Self> {
+        let mask = sched_getaffinity(thread).ok()?;
+        let cores = (0..MOST_CORES).filter(|core| mask.is_set(*core as usize));
+        Some(cores.collect())
+    }
+
+    /// Lets the calling thread, and threads that it starts from now on, run on these cores only.
+    pub fn pin(&self) -> io::Result<()> {
+        let mut mask = CpuSet::new();
+        for core in &self.0 {
+            mask.set(*core as usize);
+        }
+        Ok(sched_setaffinity(None, &mask)?)
+    }
+
+    /// How many they are.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(MOST_CORES)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a core is among them.
+    pub fn has(&self, core: u32) -> bool {
+        self.0.binary_search(&core).is_ok()
+    }
+
+    /// Their numbers, in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = u32> + Clone {
+        self.0.iter().copied()
+    }
+
+    /// Those that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        self.iter().filter(|core| other.has(*core)).collect()
+    }
+
+    /// Those that are in one of them.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        self.iter().chain(other.iter()).collect()
+    }
+}
+
+impl FromIterator<u32> for CoreSet {
+    fn from_iter<I: IntoIterator<Item = u32>>(cores: I) -> Self {
+        let mut cores: Vec<u32> = cores
+            .into_iter()
+            .filter(|core| *core < MOST_CORES)
+            .collect();
+        cores.sort_unstable();
+        cores.dedup();
+        Self(cores)
+    }
+}
+
+impl fmt::Display for CoreSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let runs = self.0.chunk_by(|one, next| one + 1 == *next);
+        for (index, run) in runs.enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match run {
+                [first, .., last] => write!(f, "{comma}{first}-{last}")?,
+                [only] => write!(f, "{comma}{only}")?,
+                [] => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text that names no set of cores.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no list of cores: write it like 4-7 or 0,2,4-5")]
+pub struct NoCores(String);
+
+impl FromStr for CoreSet {
+    type Err = NoCores;
+
+    /// `0-3,8`; blanks instead of commas will do (`related_cpus`). An empty text is an empty set.
+    fn from_str(text: &str) -> Result<Self, NoCores> {
+        let wrong = || NoCores(text.chars().take(64).collect());
+        let parts = text.split([',', ' ', '\n', '\t']);
+        let mut cores = Vec::new();
+        for part in parts.filter(|part| !part.is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| text.parse::<u32>().ok().filter(|core| *core < MOST_CORES);
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => cores.extend(first..=last),
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(cores.into_iter().collect())
+    }
+}
+
+impl TryFrom<String> for CoreSet {
+    type Error = NoCores;
+
+    fn try_from(text: String) -> Result<Self, NoCores> {
+        text.parse()
+    }
+}
+
+impl From<CoreSet> for String {
+    fn from(cores: CoreSet) -> Self {
+        cores.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cores(text: &str) -> CoreSet {
+        text.parse().expect("a list of cores")
+    }
+
+    #[test]
+    fn lists_are_read_and_written_as_the_kernel_does() {
+        for text in ["", "0", "0-3", "0-3,8", "0,2,4-5,7", "0-8"] {
+            assert_eq!(cores(text).to_string(), text);
+        }
+        assert_eq!(cores("4 5 6 7\n"), cores("4-7"));
+        assert_eq!(cores("7,4-5,5"), cores("4,5,7"));
+        for wrong in ["x", "3-1", "-1", "1-", "0-99999", "4294967296"] {
+            assert!(wrong.parse::<CoreSet>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sets_meet_and_join() {
+        assert_eq!(cores("0-5").and(&cores("4-7")), cores("4-5"));
+        assert_eq!(cores("0-1").or(&cores("4-7")), cores("0-1,4-7"));
+        assert!(cores("0-3").and(&cores("4-7")).is_empty());
+        assert_eq!(cores("0-3,8").count(), 5);
+    }
+
+    /// The mask of a thread of its own: other tests' threads stay where they are.
+    #[test]
+    fn a_pinned_thread_and_its_children_stay_on_their_core() {
+        let pinned = std::thread::spawn(|| {
+            let all = CoreSet::allowed().expect("a mask");
+            let first: CoreSet = all.iter().take(1).collect();
+            first.pin().expect("a core that is allowed");
+            let child = std::thread::spawn(CoreSet::allowed);
+            (first, CoreSet::allowed(), child.join().expect("a thread"))
+        });
+        let (first, own, childs) = pinned.join().expect("a thread");
+        assert_eq!(
+            (own.as_ref(), childs.as_ref()),
+            (Some(&first), Some(&first))
+        );
+    }
+}

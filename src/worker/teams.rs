@@ -1,0 +1,261 @@
+//! Which cores the engine thread computes on, step by step, and with how many threads.
+//!
+//! llama.cpp starts its threads anew for every graph, and they inherit the engine thread's affinity: so pinning this one thread
+//! before a step pins them all. The numbers of threads belong to llama.cpp's context, which has two of them: one for steps of
+//! one row and one for all others. Small and large steps of several rows may want different ones; then the second number is chosen for
+//! the load at hand, because another number costs another context.
+//!
+//! What is allowed is read anew before each step: Android takes the large cores from programs in the background, and a thread
+//! that spins without a core of its own makes every step many times slower.
+
+use crate::device::{Allowed, CoreSet, Placement, placement::FEW_ROWS};
+use rustix::process::Pid;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Quotas are files, and are read no more often than this.
+const QUOTA_PAUSE: Duration = Duration::from_secs(2);
+
+/// Threads of a context: for steps of one row, and for all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// For steps of one row.
+    pub one: u32,
+    /// For steps of several rows.
+    pub several: u32,
+}
+
+/// Follows what is allowed. Belongs to the engine thread.
+#[derive(Debug)]
+pub struct Teams {
+    planned: Placement,
+    now: Placement,
+    allowed: Allowed,
+    quota_read: Instant,
+    witness: Option<Witness>,
+    load: Load,
+    /// The engine thread's own mask; empty where it is not known.
+    pinned: CoreSet,
+}
+
+impl Teams {
+    /// Must be made on the engine thread, before it is pinned anywhere.
+    pub fn new(planned: Placement) -> Self {
+        let allowed = Allowed::here();
+        let now = planned.within(&allowed);
+        Self {
+            planned,
+            now,
+            pinned: allowed.cores.clone(),
+            allowed,
+            quota_read: Instant::now(),
+            witness: Witness::start(),
+            load: Load::default(),
+        }
+    }
+
+    /// Gets ready for a step of so many rows, and says how many threads the context should have.
+    pub fn prepare(&mut self, rows: usize) -> Counts {
+        self.look();
+        self.load.note(rows);
+        let team = self.now.team(rows);
+        let cores = if team.cores.is_empty() {
+            &self.allowed.cores
+        } else {
+            &team.cores
+        };
+        if self.pinned != *cores {
+            if let Err(error) = cores.pin() {
+                tracing::debug!(%error, %cores, "the engine thread stays where it is");
+            }
+            self.pinned = cores.clone();
+        }
+        self.counts()
+    }
+
+    /// Threads that the context should have now.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            one: self.now.one.threads,
+            several: if self.load.is_few {
+                self.now.few.threads
+            } else {
+                self.now.many.threads
+            },
+        }
+    }
+
+    /// Reads what is allowed now.
+    fn look(&mut self) {
+        let witness = self.witness.as_ref().map(|witness| witness.thread);
+        let cores = CoreSet::allowed_to(witness);
+        let mut allowed = Allowed {
+            cores: cores.unwrap_or_else(|| self.allowed.cores.clone()),
+            quota: self.allowed.quota,
+        };
+        if self.quota_read.elapsed() >= QUOTA_PAUSE {
+            self.quota_read = Instant::now();
+            allowed.quota = crate::device::quota();
+        }
+        if allowed == self.allowed {
+            return;
+        }
+        let now = self.planned.within(&allowed);
+        // Not an error, but why everything is slower from now on.
+        tracing::warn!(
+            cores = %allowed.cores, before = %self.allowed.cores, quota = allowed.quota,
+            threads = now.one.threads, threads_batch = now.many.threads,
+            "other cores are allowed now"
+        );
+        self.allowed = allowed;
+        self.now = now;
+        // Whoever changed the mask may have changed this thread's too.
+        self.pinned = CoreSet::default();
+    }
+}
+
+/// What steps of several rows were like of late. Switching costs some 100 ms, so one odd step is no reason.
+#[derive(Debug, Default)]
+struct Load {
+    is_few: bool,
+    /// Steps of the other kind since one of this kind.
+    others: u32,
+}
+
+impl Load {
+    /// A prompt's second large step is a sign of more; small steps come and go beside it.
+    const MANY_IN_A_ROW: u32 = 2;
+    const FEW_IN_A_ROW: u32 = 32;
+
+    fn note(&mut self, rows: usize) {
+        if rows <= 1 {
+            return;
+        }
+        if (rows <= FEW_ROWS) == self.is_few {
+            self.others = 0;
+            return;
+        }
+        self.others += 1;
+        let enough = if self.is_few {
+            Self::MANY_IN_A_ROW
+        } else {
+            Self::FEW_IN_A_ROW
+        };
+        if self.others >= enough {
+            self.is_few = !self.is_few;
+            self.others = 0;
+        }
+    }
+}
+
+/// A thread that does nothing and is never pinned: its mask is what the process may use.
+#[derive(Debug)]
+struct Witness {
+    thread: Pid,
+    /// The thread ends when this does.
+    _alive: SyncSender<()>,
+}
+
+impl Witness {
+    fn start() -> Option<Self> {
+        let (alive, ended) = sync_channel::<()>(0);
+        let (tell, told) = sync_channel(1);
+        let witness = std::thread::Builder::new().name("witness".into());
+        let started = witness.stack_size(64 << 10).spawn(move || {
+            // Whoever started it waits for this.
+            let _ = tell.send(rustix::thread::gettid());
+            // Nobody sends; an error is the end.
+            let _ = ended.recv();
+        });
+        started.ok()?;
+        Some(Self {
+            thread: told.recv().ok()?,
+            _alive: alive,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Team;
+
+    fn placement(one: u32, few: u32, many: u32, cores: &CoreSet) -> Placement {
+        let team = |threads| Team {
+            threads,
+            cores: cores.clone(),
+        };
+        Placement {
+            one: team(one),
+            few: team(few),
+            many: team(many),
+        }
+    }
+
+    #[test]
+    fn the_number_for_several_rows_follows_the_load() {
+        let mut load = Load::default();
+        let mut after = |rows: usize, times: u32| {
+            (0..times).for_each(|_| load.note(rows));
+            load.is_few
+        };
+        assert!(!after(8, Load::FEW_IN_A_ROW - 1));
+        assert!(!after(128, 1), "a large step begins the count anew");
+        assert!(!after(8, Load::FEW_IN_A_ROW - 1));
+        assert!(after(8, 1));
+        assert!(after(128, 1), "one prompt is no reason");
+        assert!(
+            after(1, 1000),
+            "steps of one row have a number of their own"
+        );
+        assert!(!after(128, 1));
+    }
+
+    /// What Android does to a program in the background, done to a thread of our own.
+    #[test]
+    fn a_mask_that_shrinks_and_grows_is_followed() {
+        let followed = std::thread::spawn(|| {
+            let all = CoreSet::allowed().expect("a mask");
+            let first: CoreSet = all.iter().take(1).collect();
+            let most = Allowed::here().threads();
+            let mut teams = Teams::new(placement(most, most, most, &CoreSet::default()));
+            let mask = |teams: &Teams, cores: &CoreSet| {
+                let witness = teams.witness.as_ref().expect("a witness").thread;
+                let mut mask = rustix::thread::CpuSet::new();
+                cores.iter().for_each(|core| mask.set(core as usize));
+                rustix::thread::sched_setaffinity(Some(witness), &mask).expect("a mask");
+            };
+            let all_of_it = teams.prepare(1);
+            assert_eq!(
+                all_of_it,
+                Counts {
+                    one: most,
+                    several: most
+                }
+            );
+            mask(&teams, &first);
+            assert_eq!(teams.prepare(1), Counts { one: 1, several: 1 });
+            assert_eq!(CoreSet::allowed(), Some(first));
+            mask(&teams, &all);
+            assert_eq!(teams.prepare(1), all_of_it);
+            assert_eq!(CoreSet::allowed(), Some(all));
+        });
+        followed.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_team_of_its_own_cores_stays_on_them() {
+        let pinned = std::thread::spawn(|| {
+            let all = CoreSet::allowed().expect("a mask");
+            let last: CoreSet = all.iter().rev().take(1).collect();
+            let mut placement = placement(1, 1, 1, &last);
+            placement.many.cores = CoreSet::default();
+            let mut teams = Teams::new(placement);
+            teams.prepare(1);
+            assert_eq!(CoreSet::allowed(), Some(last));
+            teams.prepare(128);
+            assert_eq!(CoreSet::allowed(), Some(all), "prompts may use all");
+        });
+        pinned.join().expect("no panic");
+    }
+}
