@@ -159,9 +159,11 @@ impl Pace {
         let rows = affordable
             .min(self.last_rows.max(FIRST_ROWS) * GROWTH)
             .min(room);
-        // Kernels work on rows in groups: a few rows less cost no time more.
-        if rows > TELLING_ROWS && rows < room {
-            rows - rows % TELLING_ROWS
+        // Kernels work on rows in groups: a few rows less cost no time more. Beside answers the first row of a prompt goes into
+        // the pass that they share, and the others make one of their own.
+        let apart = u32::from(decoding > 0);
+        if rows > TELLING_ROWS + apart && (rows < room || apart > 0) {
+            rows - (rows - apart) % TELLING_ROWS
         } else {
             rows
         }
