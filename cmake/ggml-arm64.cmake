@@ -92,19 +92,39 @@ cmake_language(DEFER CALL arm64_leave_out)
 # Only what other libraries ask for is visible: the rest is called without a detour, and dropped where nobody calls it. Pages of
 # 16 KiB are the largest that phones have; the default of 64 KiB pads each file. libllama builds the graphs of some hundred
 # architectures, a small part of a step's time; the kernels stay at -O3.
+#
+# What a library shows is listed in exports-NAME.map. At first that is all that a program could ask for; once there is a program,
+# tools/arm64-build.sh writes what it does ask for, and links again.
+#
+# ARM64_LLD is the folder of rustup's linker, see tools/arm64-env.sh. It packs relocations, and folds functions of equal
+# instructions. The latter not in ggml-base, which tells a kind of buffer by the address of the function that frees it.
+
+function (arm64_exports target list)
+    set(map "${CMAKE_BINARY_DIR}/exports-${target}.map")
+    file(WRITE "${map}" "{ global: ${list} };\n")
+    target_link_options(${target} PRIVATE "-Wl,--version-script=${map}")
+    set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS "${map}")
+endfunction()
 
 function (arm64_shrink)
     foreach (target llama ggml ggml-base ${ARM64_VARIANTS})
         target_compile_options(${target} PRIVATE -fvisibility=hidden -ffunction-sections -fdata-sections)
         target_link_options(${target} PRIVATE -Wl,--gc-sections -Wl,-z,max-page-size=16384)
+        set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON) # they are not always installed before they are shipped
+        if (NOT "$ENV{ARM64_LLD}" STREQUAL "")
+            target_link_options(${target} PRIVATE -fuse-ld=lld "-B$ENV{ARM64_LLD}" -Wl,-z,pack-relative-relocs -Wl,-O2 -Wl,--undefined-version)
+        endif()
     endforeach()
     target_compile_options(llama PRIVATE -Os)
+    if (NOT "$ENV{ARM64_LLD}" STREQUAL "")
+        target_link_options(llama PRIVATE -Wl,--icf=all)
+    endif()
     # Hidden visibility does not reach what is made of the standard library's templates; a list of what is wanted does.
-    file(WRITE "${CMAKE_BINARY_DIR}/llama.map" "{ global: llama_*; _Z[0-9]llama_*; _Z[0-9][0-9]llama_*; local: *; };\n")
-    file(WRITE "${CMAKE_BINARY_DIR}/kernels.map" "{ global: ggml_backend_init; ggml_backend_score; local: *; };\n")
-    target_link_options(llama PRIVATE "-Wl,--version-script=${CMAKE_BINARY_DIR}/llama.map")
+    arm64_exports(llama "llama_*; _Z[0-9]llama_*; _Z[0-9][0-9]llama_*; local: *;")
+    arm64_exports(ggml "*;")
+    arm64_exports(ggml-base "*;")
     foreach (target ${ARM64_VARIANTS})
-        target_link_options(${target} PRIVATE "-Wl,--version-script=${CMAKE_BINARY_DIR}/kernels.map")
+        arm64_exports(${target} "ggml_backend_init; ggml_backend_score; local: *;")
     endforeach()
 endfunction()
 

@@ -9,8 +9,10 @@ cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}
 dist=$target/arm64-dist
+program=$target/aarch64-unknown-linux-gnu/release/pocket-llm
 strip=aarch64-linux-gnu-strip
 readelf=aarch64-linux-gnu-readelf
+nm=aarch64-linux-gnu-nm
 
 # For our own code, and in the environment, because only this build is sent over networks. llama.cpp does the work, and is not
 # touched. Without LTO its unused helpers would be asked for too, 5 MB.
@@ -27,12 +29,30 @@ build() { # prints the folder in which llama.cpp was built
         sed -n '/"build-script-executed"/ s/.*"package_id":"[^"]*#llama-cpp-sys-2@.*"out_dir":"\([^"]*\)".*/\1/p'
 }
 
+asked_for() { # FILE...: what these files want others to define, and no library of the system by a version of its own does
+    $nm --dynamic --undefined-only "$@" | awk '$1 == "U" && $2 !~ /@/ { print $2 }' | sort -u
+}
+
+# Most of llama.cpp's interface is for other programs. What is not asked for is not shown, and what only that needed is dropped (0.5 MB).
+trim() {
+    local out=$1 libraries=$1/build/bin
+    show "$out" llama "$program"
+    show "$out" ggml "$program" "$libraries/libllama.so.0"
+    show "$out" ggml-base "$program" "$libraries"/lib{llama,ggml}.so.0 "$libraries"/libggml-cpu-*.so
+}
+
+show() { # OUT LIBRARY FILE...: links a library again, so that it shows what these files ask for
+    local build=$1/build library=$2
+    shift 2
+    { echo '{ global:'; asked_for "$@" | sed 's/$/;/'; echo 'local: *; };'; } >"$build/exports-$library.map"
+    tools/arm64-env.sh cmake --build "$build" --target "$library" >/dev/null
+}
+
 collect() {
-    local out=$1 library
+    local libraries=$1/build/bin
     rm -rf "$dist" && mkdir -p "$dist"
-    cp "$target/aarch64-unknown-linux-gnu/release/pocket-llm" "$dist/"
-    for library in llama ggml ggml-base; do cp -L "$out/lib/lib$library.so.0" "$dist/"; done
-    cp "$out"/backends/libggml-cpu-*.so "$dist/"
+    cp "$program" "$dist/"
+    cp -L "$libraries"/lib{llama,ggml,ggml-base}.so.0 "$libraries"/libggml-cpu-*.so "$dist/"
     $strip --strip-unneeded "$dist"/*
 }
 
@@ -42,6 +62,9 @@ check() {
     for name in $($readelf --dynamic "$dist"/* | sed -n 's/.*(NEEDED).*\[\(lib\(llama\|ggml\)[^]]*\)\]/\1/p' | sort -u); do
         [ -e "$dist/$name" ] || { echo "arm64-build: $name is not in $dist" >&2; exit 1; }
     done
+    for name in $(comm -23 <(asked_for "$dist"/*) <($nm --dynamic --defined-only "$dist"/*.so* | awk 'NF == 3 { print $3 }' | sort -u)); do
+        echo "arm64-build: nothing in $dist defines $name" >&2 && exit 1
+    done
     bytes=$(cat "$dist"/* | wc -c)
     echo "arm64-build: $dist has $bytes bytes in $(find "$dist" -type f | wc -l) files" >&2
     [ "$bytes" -lt $most_bytes ] || { echo "arm64-build: that is not less than $most_bytes" >&2; exit 1; }
@@ -49,5 +72,6 @@ check() {
 
 out=$(build "$@")
 [ -n "$out" ] || { echo "arm64-build: cargo did not say where it built llama.cpp" >&2; exit 1; }
+trim "$out"
 collect "$out"
 check

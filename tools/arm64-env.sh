@@ -25,9 +25,10 @@ unset BINDGEN_EXTRA_CLANG_ARGS
 has_std "${RUSTC:-rustc}" || export RUSTC=/usr/bin/rustc # Debian's, whose standard library for ARM64 is a package
 # In place of the flags in .cargo/config.toml, which ask for the building machine's CPU. The libraries lie beside the program.
 export RUSTFLAGS="-C link-arg=-Wl,-rpath,\$ORIGIN"
-# rustup's own linker packs relocations, which Debian 12's does not for ARM64 (0.5 MB), and keeps one of equal functions.
+# rustup's own linker packs relocations, which Debian 12's does not for ARM64 (0.6 MB), and keeps one of equal functions.
 lld=$("${RUSTC:-rustc}" --print sysroot)/lib/rustlib/$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')/bin/gcc-ld
 if [ -x "$lld/ld.lld" ]; then
+    export ARM64_LLD=$lld # for cmake/ggml-arm64.cmake
     RUSTFLAGS+=" -C link-arg=-fuse-ld=lld -C link-arg=-B$lld -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--icf=all"
 fi
 exec "$@"
