@@ -94,6 +94,7 @@ pub fn run(
         rested: false,
         cache: Cache::new(sizes.sequences, rules),
         pace: Pace::new(sizes.step_ms),
+        sat_out: false,
         pool: Pool::new(apart),
         costs: sizes.costs.unwrap_or_default(),
         events: Vec::new(),
@@ -144,6 +145,8 @@ struct Engine<'a> {
     rested: bool,
     cache: Cache,
     pace: Pace,
+    /// Whether the last step had prompt rows and none of answers under way.
+    sat_out: bool,
     /// What was said before, for drafts.
     pool: Pool,
     costs: Costs,

@@ -128,6 +128,9 @@ pub struct Pace {
 const FIRST_ROWS: u32 = 16;
 /// From this many rows on, a step tells what a row costs; of smaller ones only good news is believed.
 const TELLING_ROWS: u32 = 8;
+/// Answers are dear beside a chunk if they take this part of its time, and more than a moment.
+const DEAR: f64 = 0.08;
+const NOTICEABLE_MS: f64 = 5.0;
 /// How many times larger than the last chunk the next one may be.
 const GROWTH: u32 = 4;
 
@@ -167,6 +170,17 @@ impl Pace {
         } else {
             rows
         }
+    }
+
+    /// Whether answers under way should leave a step to prompts of which `waiting` rows are left, `budget` of them for this step. Their
+    /// rows make a pass over the weights of their own: where that is a good part of the step, and the prompt takes several, it is
+    /// done sooner if they have a row in each second step only.
+    pub fn answers_sit_out(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
+        let chunk_ms = f64::from(budget) * self.row_ms.unwrap_or(0.0);
+        decoding > 0
+            && waiting > budget
+            && self.base_ms > NOTICEABLE_MS
+            && self.base_ms > DEAR * chunk_ms
     }
 
     /// What `rows` prefill rows take on top of a step, in milliseconds, as far as that is known.
@@ -297,6 +311,22 @@ mod tests {
             pace.observe(0, rows, cost(rows));
         }
         assert!(pace.prefill_rows(0, 512) >= 64, "{pace:?}");
+    }
+
+    #[test]
+    fn answers_sit_out_where_they_are_dear() {
+        let mut pace = Pace::new(300);
+        let of = |pace: &Pace, waiting| pace.answers_sit_out(7, waiting, 100);
+        assert!(!of(&pace, 1000), "nothing is known yet");
+        pace.observe(7, 0, 30.0);
+        pace.observe(0, 100, 230.0);
+        assert!(of(&pace, 1000));
+        assert!(!of(&pace, 100), "a prompt of one step");
+        assert!(!pace.answers_sit_out(0, 1000, 100), "there are none");
+        let mut one = Pace::new(300);
+        one.observe(1, 0, 7.0);
+        one.observe(0, 100, 230.0);
+        assert!(!of(&one, 1000), "one answer takes little");
     }
 
     #[test]

@@ -54,13 +54,23 @@ impl Engine<'_> {
                 }
             })
             .collect();
-        let budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        let mut budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        // Each second step with a part of a long prompt has no rows of answers, where those are dear.
+        let waiting = prompts.iter().sum();
+        self.sat_out = !self.sat_out && self.pace.answers_sit_out(decoding, waiting, budget);
+        if self.sat_out {
+            budget = self.pace.prefill_rows(0, self.sizes.batch_size);
+        }
         let chunks = share_rows(&prompts, budget);
         let prefill = chunks.iter().sum();
-        let drafts = self.drafts(prefill);
+        let drafts = if self.sat_out {
+            Vec::new()
+        } else {
+            self.drafts(prefill)
+        };
         let mut shares = vec![Share::default(); self.running.len()];
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            if sequence.is_done() {
+            if sequence.is_done() || (self.sat_out && sequence.is_decoding()) {
                 continue;
             }
             let first = self.rows.len();
@@ -175,7 +185,10 @@ impl Engine<'_> {
         let ms = took.as_secs_f64() * 1000.0;
         self.stats.decode_rows += u64::from(decoding);
         self.stats.prefill_rows += u64::from(prefill);
-        self.pace.observe(decoding, prefill, ms);
+        let answers = count(shares.iter().filter(|share| share.decoding).count());
+        if prefill > 0 || answers == decoding {
+            self.pace.observe(decoding, prefill, ms);
+        }
         if self.sizes.costs.is_some() {
             return;
         }
