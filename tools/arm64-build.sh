@@ -63,7 +63,8 @@ check() {
         [ -e "$dist/$name" ] || { echo "arm64-build: $name is not in $dist" >&2; exit 1; }
     done
     for name in $(comm -23 <(asked_for "$dist"/*) <($nm --dynamic --defined-only "$dist"/*.so* | awk 'NF == 3 { print $3 }' | sort -u)); do
-        echo "arm64-build: nothing in $dist defines $name" >&2 && exit 1
+        echo "arm64-build: nothing in $dist defines $name" >&2
+        exit 1
     done
     bytes=$(cat "$dist"/* | wc -c)
     echo "arm64-build: $dist has $bytes bytes in $(find "$dist" -type f | wc -l) files" >&2
