@@ -3,7 +3,7 @@
 //!
 //! A prompt's beginning needs no decoding where a sequence holds it already: one that is idle is taken over, from any other one the
 //! cells are copied, and where a running request is about to decode it, the newcomer waits for that. What is taken over by another
-//! conversation is kept aside as a [`Saved`] state, as far as memory is allowed for that.
+//! conversation is kept aside as a saved state, as far as memory is allowed for that.
 //!
 //! Models that forget (sliding windows, recurrent states) can be continued only near where they are. For them states are saved at
 //! the ends of prompts, and at places where two prompts were seen to part.
