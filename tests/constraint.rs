@@ -11,8 +11,8 @@ mod schemas;
 mod scripted;
 
 use pocket_llm::engine::{
-    CacheScope, EngineError, EngineHandle, Event, FinishReason, Format, Message, Prompt, Request,
-    Role, Sampling, Speculate, Token,
+    EngineError, EngineHandle, Event, FinishReason, Format, Message, Prompt, Request, Role,
+    Sampling, Token,
 };
 use schemas::{Random, schema};
 use scripted::{END, Script, Told, engine, options, read, request};
@@ -420,8 +420,8 @@ mod real {
                 places: 64,
                 chat_template: None,
                 cache_bytes: None,
-                cache_scope: CacheScope::Server,
-                speculate: Speculate::Off,
+                cache_scope: pocket_llm::engine::CacheScope::Server,
+                speculate: pocket_llm::engine::Speculate::Off,
                 ..WorkerConfig::default()
             },
             launch: Launch::Process(vec![env!("CARGO_BIN_EXE_pocket-llm").into()]),

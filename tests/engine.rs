@@ -641,9 +641,19 @@ async fn a_prompt_is_echoed_and_scored() {
     assert_eq!(logprobs.len(), "say:yes|".len());
     assert!(logprobs[0].top.is_empty() && logprobs[1].top.len() == 1);
     asked.max_tokens = None;
+    let told = read(engine.submit(asked).unwrap()).await;
+    assert_eq!(told.text, "say:yes|yes");
+    let logprobs = told.events.iter().filter_map(|event| match event {
+        Event::Text { logprobs, .. } => Some(logprobs),
+        _ => None,
+    });
+    let bytes: Vec<u8> = logprobs
+        .flatten()
+        .flat_map(|token| token.chosen.bytes.clone())
+        .collect();
     assert_eq!(
-        read(engine.submit(asked).unwrap()).await.text,
-        "say:yes|yes"
+        bytes, b"say:yes|yes",
+        "the prompt's, then the answer's, in order"
     );
 }
 

@@ -11,8 +11,6 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub struct Sampled {
     tokens: VecDeque<Waiting>,
-    /// Log-probabilities whose token was not accepted yet, in order: the prompt's, then those of the answer's latest tokens.
-    scores: VecDeque<Logprob>,
     thoughts: u32,
 }
 
@@ -24,24 +22,20 @@ struct Waiting {
 }
 
 impl Sampled {
-    /// Takes in how likely the next token was.
-    pub fn score(&mut self, logprob: Logprob) {
-        self.scores.push_back(logprob);
-    }
-
-    /// The oldest log-probabilities that belong to no accepted token: those of a prompt.
-    pub fn take_scores(&mut self, most: usize) -> impl Iterator<Item = Logprob> {
-        let count = most.min(self.scores.len());
-        self.scores.drain(..count)
-    }
-
-    /// Takes in a token that was accepted: the characters whole before it and behind it, and whether it ends within one.
-    pub fn accept(&mut self, before: usize, behind: usize, mid_character: bool) {
+    /// Takes in a token that was accepted: the characters whole before it and behind it, whether it ends within one, and how likely it
+    /// was, where that is wanted.
+    pub fn accept(
+        &mut self,
+        before: usize,
+        behind: usize,
+        mid_character: bool,
+        score: Option<Logprob>,
+    ) {
         // A part of a character is where that character will be; a token without text is where the next one is.
         let end = (behind + usize::from(mid_character)).max(before + 1);
         self.tokens.push_back(Waiting {
             place: before..end,
-            score: self.scores.pop_front(),
+            score,
             is_thought: false,
         });
     }
@@ -120,15 +114,20 @@ mod tests {
             let before = stream.length();
             stream.push(&bytes, &mut pieces);
             let token = Token(0);
-            sampled.score(Logprob {
+            let score = Logprob {
                 chosen: Likelihood {
                     token,
                     bytes,
                     logprob: 0.0,
                 },
                 top: Vec::new(),
-            });
-            sampled.accept(before, stream.length(), stream.is_mid_character());
+            };
+            sampled.accept(
+                before,
+                stream.length(),
+                stream.is_mid_character(),
+                Some(score),
+            );
             tell(&mut pieces, &mut sampled);
         }
         stream.finish(&mut pieces);

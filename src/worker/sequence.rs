@@ -103,6 +103,10 @@ pub struct Sequence {
     failed: Option<EngineError>,
     /// Tokens whose text has not gone out.
     waiting: Sampled,
+    /// How likely the prompt's tokens were, where that is wanted, until it is echoed.
+    prompt_scores: Vec<Logprob>,
+    /// How likely the token was that is about to be accepted.
+    score: Option<Logprob>,
 }
 
 /// Prompt rows that may ask for logits in one step: each is the size of the vocabulary.
@@ -131,6 +135,8 @@ impl Sequence {
             stopped_short: false,
             failed: None,
             waiting: Sampled::default(),
+            prompt_scores: Vec::new(),
+            score: None,
         }
     }
 
@@ -287,7 +293,11 @@ impl Sequence {
         if let Some(likelihoods) = &mut self.arrival.likelihoods {
             // A token that ends the answer is none of it.
             if said.is_some() || passes_over_ends || !vocab.is_end(token) {
-                self.waiting.score(likelihoods.of(logits, token, spell));
+                let score = likelihoods.of(logits, token, spell);
+                match said {
+                    Some(_) => self.prompt_scores.push(score),
+                    None => self.score = Some(score),
+                }
             }
         }
         said.is_none().then_some(token)
@@ -335,12 +345,7 @@ impl Sequence {
                 top: Vec::new(),
             }
         });
-        let scored = if scored {
-            self.arrival.prompt.len() - 1
-        } else {
-            0
-        };
-        let of_prompt = self.waiting.take_scores(scored);
+        let of_prompt = std::mem::take(&mut self.prompt_scores);
         Some(Event::Text {
             text,
             thinking: false,
@@ -370,8 +375,9 @@ impl Sequence {
         };
         if bytes.is_some() || !stopped {
             let text = &self.arrival.text;
+            let score = self.score.take();
             self.waiting
-                .accept(before, text.length(), text.is_mid_character());
+                .accept(before, text.length(), text.is_mid_character(), score);
         }
         let complete = match &mut self.arrival.constraint {
             Some(constraint) => constraint.accept(token).map(|()| constraint.is_complete()),
