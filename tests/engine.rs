@@ -120,10 +120,14 @@ async fn a_long_prompt_does_not_hold_up_a_stream() {
         "the prompt came in {} chunks",
         chunks.len()
     );
-    for rows in &chunks {
-        assert!(rows.len() <= 64);
-        let decoding = rows.iter().filter(|row| row.logits).count();
-        assert!(decoding >= 1, "the stream has a row in each step: {rows:?}");
+    assert!(chunks.iter().all(|rows| rows.len() <= 64));
+    // In each step, or in each second one where answers are dear, which here depends on the machine.
+    let speaks = |rows: &[pocket_llm::worker::decoder::Row]| rows.iter().any(|row| row.logits);
+    for two in chunks.windows(2) {
+        assert!(
+            speaks(two[0]) || speaks(two[1]),
+            "the stream sits out one step at most: {two:?}"
+        );
     }
 }
 
