@@ -14,7 +14,7 @@ use pocket_llm::engine::{
 use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
-use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
+use pocket_llm::pool::{Drafts, Lease, Placed, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
 use scripted::{EMBEDDING_BYTES, Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
@@ -96,6 +96,7 @@ impl Machine {
             most_loaded: 4,
             keep_alive: None,
             placed: Placed::default(),
+            drafts: Drafts::default(),
         };
         change(&mut settings);
         Self {
