@@ -68,7 +68,9 @@ fn try_load(
             Bytes(free.bytes)
         ));
     }
-    let model = LlamaModel::load_from_file(backend, path, &LlamaModelParams::default())
+    // Without a callback llama.cpp draws dots into the log.
+    let params = LlamaModelParams::default().with_progress_callback(|_| true);
+    let model = LlamaModel::load_from_file(backend, path, &params)
         .map_err(|_| super::failed(path, "can't be loaded").to_string())?;
     let model = Arc::new(model);
     let own = LlamaVocabulary::new(&model).map_err(|error| error.to_string())?;

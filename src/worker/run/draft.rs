@@ -16,6 +16,9 @@ const AHEAD: u32 = 32;
 /// Of a step's time, what catching up with a text may take: a half.
 const CATCHING_UP: f32 = 0.5;
 
+/// What its passes are taken to cost where that is not measured, of those of the large model.
+const LITTLE: f32 = 0.1;
+
 /// A draft model and what it holds.
 pub(super) struct Model<'a> {
     decoder: &'a mut dyn Decoder,
@@ -82,7 +85,7 @@ impl<'a> Model<'a> {
         };
         for rows in [1, 128] {
             if let Some(ms) = costs.and_then(|costs| costs.ms(rows)) {
-                model.costs.observe(rows, ms * weight);
+                model.costs.observe(rows, ms * LITTLE);
             }
         }
         model
