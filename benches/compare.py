@@ -3,7 +3,7 @@
 
     compare.py --server target/release/pocket-llm --peer DIR --model FILE [--second FILE] [--only decode,kill] [--repetitions 5]
 
-decode   one stream: tokens/s against llama-bench at the same depth
+decode   one stream: tokens/s against llama-bench at the same depth, and against llama-server
 streams  eight streams at once: all tokens/s against llama-server, same prompts; llama-batched-bench beside it
 overhead what our worker spends per token outside of llama.cpp
 idle     processor time and memory of a server that has nothing to do
@@ -14,6 +14,11 @@ prefix   ten requests at once whose prompts begin with the same 500 tokens: prom
 arrival  a prompt of 1,500 tokens arrives amid seven streams: their slowest inter-token gap, and its time to the first token
 drafts   texts that are copied, repeated or new: tokens/s with and without guessing ahead, and llama-server's ways to guess
 growth   memory after 100 and after 1,000 requests
+first    one stream: time to the first token after a short and a long prompt, against llama-server
+extras   what penalties, log-probabilities and forms cost, against the same request without them
+beside   guessing ahead with eight streams at once, against none
+resident all memory after eight streams, against llama-server without its cache
+partner  a second model drafts (--draft FILE): tokens/s with and without it, and llama-server's with the same pair
 
 Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
 everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
@@ -37,6 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
 
+import features
 import load
 import reuse
 import servers
@@ -69,6 +75,7 @@ class Bench:
     serve_flags: list[str]
     folder: Path
     second: Path
+    draft: Path | None = None
     n_prompts: int = 0
     n_repetitions_run: int = 0
     n_began_busy: int = 0
@@ -139,7 +146,7 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="pocket-llm-bench-") as folder:
         bench = Bench(arguments.server, arguments.peer, arguments.model, arguments.threads, arguments.repetitions,
-                      arguments.serve_flags.split(), Path(folder), arguments.second or arguments.model)
+                      arguments.serve_flags.split(), Path(folder), arguments.second or arguments.model, arguments.draft)
         rows = []
         for name in arguments.only:
             print(f"measuring: {name}", file=sys.stderr)
@@ -161,6 +168,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer", type=Path, required=True, metavar="DIR", help="with llama-server and llama-bench")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--second", type=Path, help="the model that is loaded beside --model, else the same file")
+    parser.add_argument("--draft", type=Path, help="a smaller model with the same vocabulary, for the part `partner`")
     parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PART,PART")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -190,17 +198,18 @@ def out_of_time(*_: object) -> None:
 
 
 def decode(bench: Bench) -> list[Row]:
-    ours, by_client, peer = [], [], []
-    with bench.ours_ready(*PLAIN) as server:
+    ours, by_client, engine, peer = [], [], [], []
+    with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
         for _ in bench.quiet_repetitions():
-            stream = one_stream(server, load.phone_call(bench.prompt(), MAX_TOKENS))
+            prompt = bench.prompt()
+            stream = one_stream(server, load.phone_call(prompt, MAX_TOKENS))
             ours.append(stream.server_rate or stream.rate)
             by_client.append(stream.rate)
-            peer.append(llama_bench(bench, depth=stream.prompt_tokens))
-    depth = stream.prompt_tokens
-    bar = 0.95
-    return [ratio_row(f"decode, one stream, {MAX_TOKENS} tokens at depth {depth}, tokens/s", ours, peer, bar, "llama-bench"),
-            ratio_row("– the same by the client's clock", by_client, peer, bar, "llama-bench")]
+            peer.append(one_stream(llama_server, load.openai_call(prompt, MAX_TOKENS)).rate)
+            engine.append(llama_bench(bench, depth=stream.prompt_tokens))
+    what = f"decode, one stream, {MAX_TOKENS} tokens at depth {stream.prompt_tokens}, tokens/s"
+    return [ratio_row(what, ours, engine, 0.97, "llama-bench"),
+            ratio_row("– by the client's clock", by_client, peer, 1.0, "llama-server")]
 
 
 def llama_bench(bench: Bench, depth: int) -> float:
@@ -220,7 +229,7 @@ def streams(bench: Bench) -> list[Row]:
             ceiling.append(batched_bench(bench, depth))
     what = f"{N_STREAMS} streams at once, {MAX_TOKENS} tokens each after {depth}, all tokens/s"
     return [ratio_row(what, ours, peer, 1.0, "llama-server"),
-            ratio_row("– the same against the bare engine", ours, ceiling, None, "llama-batched-bench")]
+            ratio_row("– the same against the bare engine", ours, ceiling, 0.96, "llama-batched-bench")]
 
 
 def eight_streams(server: Server, calls: list[load.Call]) -> tuple[float, int]:
@@ -397,7 +406,9 @@ def first_token_after(server: Server, call: load.Call) -> float:
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "decode": decode, "streams": streams, "overhead": overhead, "idle": idle, "start": start, "loading": loading, "kill": kill,
-    "prefix": reuse.prefix, "arrival": reuse.arrival, "drafts": reuse.drafts, "growth": reuse.growth}
+    "prefix": reuse.prefix, "arrival": reuse.arrival, "drafts": reuse.drafts, "growth": reuse.growth,
+    "first": features.first, "extras": features.extras, "beside": features.beside, "resident": features.resident,
+    "partner": features.partner}
 
 
 # --------------------------------------------------------------------------

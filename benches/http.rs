@@ -11,7 +11,7 @@ use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
 use pocket_llm::models::memory::{Asked, Kernels};
 use pocket_llm::models::{Catalogue, Collection, Library, Model};
-use pocket_llm::pool::{Placed, Pool, PoolSettings};
+use pocket_llm::pool::{Drafts, Placed, Pool, PoolSettings};
 use scripted::{Script, options};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,6 +57,7 @@ async fn serve(parallel: u32) -> SocketAddr {
         most_loaded: 1,
         keep_alive: None,
         placed: Placed::default(),
+        drafts: Drafts::default(),
     });
     let lease = pool.lease(&model, true).await.expect("a model");
     lease.engine().loaded().await;

@@ -10,7 +10,7 @@ use crate::models::catalogue::CatalogueError;
 use crate::models::memory::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, Kernels};
 use crate::models::store::{StoreError, default_root};
 use crate::models::{Catalogue, Collection, CollectionError, Store, Tunings};
-use crate::pool::{Placed, PoolSettings};
+use crate::pool::{Drafts, Placed, PoolSettings};
 use clap::builder::{FalseyValueParser, OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
@@ -148,6 +148,11 @@ pub struct EngineArgs {
         value_name = "WHEN"
     )]
     pub speculate: Guess,
+
+    /// A smaller model with the same vocabulary that guesses what the model says, where that is measured to be faster: a name as for
+    /// the model itself, or `auto` for the one that the catalogue names, if it is on disk. It takes memory of its own [default: none]
+    #[arg(long, env = "POCKET_LLM_DRAFT_MODEL", value_name = "MODEL")]
+    pub draft_model: Option<String>,
 
     /// Memory that all loaded models may take together, in MiB [default: what the machine, or the cgroup, has free, less
     /// a reserve]
@@ -385,6 +390,8 @@ pub struct Config {
     pub aliases: Vec<String>,
     /// How models are run, and how many.
     pub pool: PoolSettings,
+    /// Which model drafts for others, as it was named.
+    pub draft_model: Option<String>,
     /// Whether clients may install models from any address.
     pub allow_install: bool,
     /// Whether clients may delete models.
@@ -454,6 +461,7 @@ impl ServeArgs {
             store: self.store,
             aliases,
             pool,
+            draft_model: self.engine.draft_model,
             allow_install: self.allow_install,
             allow_delete: self.allow_delete,
             api_keys: self.api_key,
@@ -549,13 +557,7 @@ impl EngineArgs {
             )
             .map_err(|error| why(error, "64 for each of --parallel at least"))?;
         }
-        if let Some(mebibytes) = self.memory {
-            within("--memory", mebibytes, 16, 1 << 40)?;
-        }
-        if let Some(mebibytes) = self.cache_mib {
-            within("--cache-mib", mebibytes, 0, 1 << 40)?;
-        }
-        let cache_bytes = self.cache_mib.map(|mebibytes| mebibytes << 20);
+        let cache_bytes = self.cache_bytes()?;
         let words = self.engine_launcher.as_deref().unwrap_or_default();
         let mut config = WorkerConfig {
             ctx_size: self.ctx_size,
@@ -595,7 +597,24 @@ impl EngineArgs {
             memory: self.memory.map(|mebibytes| mebibytes << 20),
             most_loaded: 1,
             keep_alive: None,
+            drafts: Drafts::Nobody,
         })
+    }
+
+    /// What states of earlier prompts may take; the other sizes of memory, and who drafts, are checked with it.
+    fn cache_bytes(&self) -> Result<Option<u64>, ConfigError> {
+        if let Some(mebibytes) = self.memory {
+            within("--memory", mebibytes, 16, 1 << 40)?;
+        }
+        if let Some(mebibytes) = self.cache_mib {
+            within("--cache-mib", mebibytes, 0, 1 << 40)?;
+        }
+        if self.draft_model.is_some() && self.speculate == Guess::Off {
+            return Err(ConfigError(
+                "--draft-model is of no use with --speculate off: leave one of them out".into(),
+            ));
+        }
+        Ok(self.cache_mib.map(|mebibytes| mebibytes << 20))
     }
 
     /// Whether somebody said what computes, so that nothing that was measured has a say in it.

@@ -7,7 +7,7 @@ use crate::http::{self, App, HttpSettings, Keys, Lifecycle, Parts};
 use crate::metrics::Metrics;
 use crate::models::download::{Downloads, Hub, Puller, Settings};
 use crate::models::{Collection, Library, Model};
-use crate::pool::{Lease, Pool};
+use crate::pool::{Drafts, Lease, Pool};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     let watching = tokio::spawn(keys.clone().watch());
     clean_up(&collection);
     let lifecycle = Lifecycle::default();
-    let pool = Pool::new(config.pool.clone());
+    let pool = pool(&config, &collection)?;
     // From the first request on it is known that the default model is being loaded.
     let preload = match &default {
         Some(model) => Some(pool.lease(model, true).await?),
@@ -97,6 +97,13 @@ pub async fn serve(config: Config) -> Result<ExitCode> {
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+fn pool(config: &Config, collection: &Collection) -> Result<Pool> {
+    let mut settings = config.pool.clone();
+    let draft = config.draft_model.as_deref();
+    settings.drafts = Drafts::new(draft, collection).context("--draft-model")?;
+    Ok(Pool::new(settings))
 }
 
 async fn adopt() {

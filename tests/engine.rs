@@ -804,7 +804,7 @@ fn looped(
     let mut told = Vec::new();
     let mut decoder = ScriptedDecoder::new(script);
     let vocab = Arc::new(ByteVocab::new());
-    run(sizes, vocab, &mut decoder, &inbox, &mut |report| {
+    run(sizes, vocab, (&mut decoder, None), &inbox, &mut |report| {
         let Report { events, stats } = report;
         told.extend(events);
         !enough(&told, &stats)

@@ -14,12 +14,12 @@ use pocket_llm::engine::{
 use pocket_llm::models::Model;
 use pocket_llm::models::gguf::Gguf;
 use pocket_llm::models::memory::{Asked, Kernels, plan};
-use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
+use pocket_llm::pool::{Drafts, Lease, Placed, Pool, PoolSettings};
 use pocket_llm::worker::decoder::{Backend, LoadError, Loaded};
 use scripted::{EMBEDDING_BYTES, Script, ScriptedBackend, Told, options, read, request, until};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,6 +34,8 @@ const WEIGHTS: u64 = 2 << 30;
 struct Models {
     scripts: HashMap<String, Arc<Script>>,
     loads: Mutex<Vec<String>>,
+    /// The file that each of them was to be drafted for by, if any.
+    drafts: Mutex<Vec<Option<PathBuf>>>,
     broken: Mutex<HashSet<String>>,
 }
 
@@ -46,6 +48,8 @@ impl Backend for Models {
     ) -> Result<(), LoadError> {
         let name = config.model.file_stem().unwrap().to_str().unwrap();
         self.loads.lock().unwrap().push(name.into());
+        let draft = config.draft_model.clone();
+        self.drafts.lock().unwrap().push(draft);
         if self.broken.lock().unwrap().contains(name) {
             return Err(LoadError(format!("{name} is broken")));
         }
@@ -57,6 +61,7 @@ impl Backend for Models {
 struct Machine {
     folder: TempDir,
     models: Arc<Models>,
+    settings: PoolSettings,
     pool: Pool,
 }
 
@@ -71,6 +76,7 @@ impl Machine {
         let backend = Arc::new(Models {
             scripts: scripts.into(),
             loads: Mutex::default(),
+            drafts: Mutex::default(),
             broken: Mutex::default(),
         });
         let mut engine = options(&Arc::default(), 2, 8);
@@ -96,12 +102,14 @@ impl Machine {
             most_loaded: 4,
             keep_alive: None,
             placed: Placed::default(),
+            drafts: Drafts::default(),
         };
         change(&mut settings);
         Self {
             folder,
             models: backend,
-            pool: Pool::new(settings),
+            pool: Pool::new(settings.clone()),
+            settings,
         }
     }
 
@@ -166,6 +174,32 @@ fn write(path: &Path) {
 fn answered(told: &Told) -> &Outcome {
     assert_eq!(told.text, "yes");
     told.outcome()
+}
+
+#[tokio::test]
+async fn a_draft_model_comes_along_where_there_is_room_for_it() {
+    for (models, comes) in [(2, true), (1, false)] {
+        let mut draft = None;
+        let machine = Machine::with_room_for(models, |settings| settings.asked.no_drafts = false);
+        // The folder is known only now.
+        let machine = Machine {
+            pool: Pool::new(PoolSettings {
+                drafts: Drafts::One(draft.insert(machine.model("b")).clone()),
+                ..machine.settings.clone()
+            }),
+            ..machine
+        };
+        answered(&machine.ask("a").await);
+        let expected = draft.map(|draft| draft.path).filter(|_| comes);
+        assert_eq!(*machine.models.drafts.lock().unwrap(), [expected]);
+        let planned = machine.pool.seen()[0].bytes;
+        assert_eq!(planned > 2 * WEIGHTS, comes, "it counts: {planned}");
+        if comes {
+            // Nobody drafts for itself; the other one goes, because both together do not fit.
+            answered(&machine.ask("b").await);
+            assert_eq!(machine.models.drafts.lock().unwrap()[1], None);
+        }
+    }
 }
 
 #[tokio::test]

@@ -500,7 +500,7 @@ async fn a_foreign_build_is_refused() {
         &mut front,
         &ToWorker::Load {
             build: "another".into(),
-            config,
+            config: Box::new(config),
         },
     )
     .unwrap();

@@ -4,7 +4,7 @@
 
 use crate::config::{EngineArgs, Machine, StoreArgs};
 use crate::engine::{Event, FinishReason, Message, Prompt, Request, Role, Sampling, Usage};
-use crate::pool::{Lease, Pool};
+use crate::pool::{Drafts, Lease, Pool};
 use crate::serve;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -68,7 +68,9 @@ pub(super) async fn run(args: RunArgs) -> Result<ExitCode> {
         (Some(prompt), Some(piped)) => Some(format!("{prompt}\n\n{piped}")),
         (prompt, piped) => prompt.or(piped),
     };
-    let model = args.store.look()?.find(&args.model)?;
+    let collection = args.store.look()?;
+    let model = collection.find(&args.model)?;
+    settings.drafts = Drafts::new(args.engine.draft_model.as_deref(), &collection)?;
     let pool = Pool::new(settings);
     let lease = serve::load(&pool, &model).await?;
     let interrupts = signal(SignalKind::interrupt())?;

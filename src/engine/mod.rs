@@ -446,6 +446,9 @@ pub struct WorkerConfig {
     /// When tokens are guessed and decoded together with those that are due.
     #[serde(default)]
     pub speculate: Speculate,
+    /// The GGUF file of a smaller model with the same vocabulary that guesses them too.
+    #[serde(default)]
+    pub draft_model: Option<PathBuf>,
 }
 
 impl WorkerConfig {
@@ -526,6 +529,9 @@ pub struct ModelInfo {
     pub cache_bytes: u64,
     /// Sequences that run at once.
     pub sequences: u32,
+    /// The name of the smaller model that guesses what it says, if there is one.
+    #[serde(default)]
+    pub draft_model: Option<String>,
     /// Where the prompt format comes from: `model`, `configured`, or the name of the fallback.
     pub template: String,
     /// Whether the template marks reasoning (`<think>`).

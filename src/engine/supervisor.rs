@@ -199,7 +199,7 @@ impl Supervisor {
     async fn serve(&mut self, life: &mut Life) -> Over {
         let load = ToWorker::Load {
             build: BUILD.into(),
-            config: self.options.config.clone(),
+            config: Box::new(self.options.config.clone()),
         };
         match wire::encode(&load) {
             Ok(frame) => life.write(frame),

@@ -27,7 +27,7 @@ pub enum ToWorker {
         /// The front's [`BUILD`].
         build: String,
         /// What to load.
-        config: WorkerConfig,
+        config: Box<WorkerConfig>,
     },
     /// Answer this.
     Submit {

@@ -137,6 +137,12 @@ impl Collection {
         }
     }
 
+    /// The smaller model that the catalogue offers to draft for this one, if it is on disk.
+    pub fn draft_of(&self, model: &Model) -> Option<Model> {
+        let name = model.entry.as_ref()?.draft.as_ref()?;
+        self.find(name).ok()
+    }
+
     /// A model on disk that answers to these words.
     fn named(&self, words: &str) -> Option<ModelName> {
         let store = self.store.as_ref()?;

@@ -50,6 +50,8 @@ pub struct Facts {
     pub licence_notice: Option<String>,
     /// What was measured with it on this machine. Not told by the header; whoever knows sets it.
     pub tuned: Option<Tuned>,
+    /// A smaller model to draft for it, and that one's header. Not told by the header; whoever knows sets it.
+    pub draft: Option<(Model, Gguf)>,
     /// Which file it was.
     identity: Option<Identity>,
 }
@@ -104,8 +106,17 @@ impl Facts {
             sampling,
             licence_notice,
             tuned: None,
+            draft: None,
             identity,
         })
+    }
+
+    /// Sets the model that drafts for this one, if its file can be read; the log says if not.
+    pub fn set_draft(&mut self, draft: Model) {
+        match Gguf::read_in_bites(&draft.path) {
+            Ok(header) => self.draft = Some((draft, header)),
+            Err(error) => tracing::warn!(%error, "the draft model is not used"),
+        }
     }
 
     /// Whether the file is still the one that was read. One that is gone is nobody else: whoever has it open keeps it.

@@ -10,7 +10,7 @@ use super::slot::Slot;
 use super::{Inner, Slots};
 use crate::device::memory;
 use crate::engine::{EngineError, EngineState, WorkerConfig};
-use crate::models::memory::{Asked, DEFAULT_PARALLEL, Plan, plan};
+use crate::models::memory::{Asked, DEFAULT_PARALLEL, Plan, plan, plan_draft};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -104,6 +104,10 @@ async fn decide(inner: &Arc<Inner>, slot: &Arc<Slot>) -> Result<WorkerConfig, En
     config.parallel = plan.parallel;
     config.batch_size = plan.batch_size;
     config.cache_bytes = Some(plan.needs.prompt_cache);
+    if plan.needs.draft_model > 0 {
+        let draft = slot.facts.draft.as_ref();
+        config.draft_model = draft.map(|(model, _)| model.path.clone());
+    }
     Ok(config)
 }
 
@@ -173,7 +177,18 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     };
     // Rows that were measured are a wish: where memory is short, fewer will do.
     let mut plan = planned(&tuned, None).or_else(|_| planned(&asked, None))?;
+    plan.needs.draft_model = draft_bytes(inner, slot, &plan, &asked);
     let mut victims = room(&plan);
+    if victims.is_none() && plan.needs.draft_model > 0 {
+        // Answers need none.
+        tracing::warn!(
+            model = slot.facts.model.name,
+            needs = %plan.needs,
+            "there is no room for the draft model"
+        );
+        plan.needs.draft_model = 0;
+        victims = room(&plan);
+    }
     if victims.is_none() {
         plan = planned(&asked, total)?;
         victims = room(&plan);
@@ -182,6 +197,25 @@ fn choose(inner: &Inner, slot: &Arc<Slot>) -> Result<(Plan, Vec<Arc<Slot>>), Eng
     let victims = victims.unwrap_or_default();
     let victims = victims.into_iter().map(|index| Arc::clone(&others[index]));
     Ok((plan, victims.collect()))
+}
+
+/// What a draft model would take beside the model with this plan; 0 without one.
+fn draft_bytes(inner: &Inner, slot: &Slot, plan: &Plan, asked: &Asked) -> u64 {
+    let Some((draft, header)) = slot.facts.draft.as_ref().filter(|_| !asked.no_drafts) else {
+        return 0;
+    };
+    let asked = Asked {
+        ctx_size: Some(plan.ctx_size),
+        parallel: Some(plan.parallel),
+        ..*asked
+    };
+    match plan_draft(header, &asked, inner.settings.kernels) {
+        Ok(plan) => plan.needs.total(),
+        Err(error) => {
+            tracing::warn!(%error, model = draft.name, "the draft model is not used");
+            0
+        }
+    }
 }
 
 /// What the operator asked for holds for every model. A context that is more than one was trained for is a mistake where the

@@ -17,7 +17,7 @@ use crate::engine::{
 };
 use crate::models::gguf::GgufError;
 use crate::models::memory::{Asked, Kernels};
-use crate::models::{Facts, Model, Tunings};
+use crate::models::{Collection, Facts, FindError, Model, Tunings};
 use slot::Slot;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,40 @@ pub struct PoolSettings {
     pub keep_alive: Option<Duration>,
     /// Where models compute.
     pub placed: Placed,
+    /// Which smaller models draft for others.
+    pub drafts: Drafts,
+}
+
+/// Which smaller model guesses what another one will say. One that does not fit into memory beside it, or has another vocabulary, is
+/// left out.
+#[derive(Clone, Debug, Default)]
+pub enum Drafts {
+    /// None.
+    #[default]
+    Nobody,
+    /// For each model the one that the catalogue names, if it is on disk.
+    Partners(Collection),
+    /// This one for all others.
+    One(Model),
+}
+
+impl Drafts {
+    /// What somebody said: `auto`, or which model.
+    pub fn new(said: Option<&str>, collection: &Collection) -> Result<Self, FindError> {
+        Ok(match said.map(str::trim).filter(|said| !said.is_empty()) {
+            None => Self::Nobody,
+            Some("auto") => Self::Partners(collection.clone()),
+            Some(words) => Self::One(collection.find(words)?),
+        })
+    }
+
+    fn of(&self, model: &Model) -> Option<Model> {
+        match self {
+            Self::Nobody => None,
+            Self::Partners(collection) => collection.draft_of(model),
+            Self::One(draft) => Some(draft.clone()).filter(|draft| draft.path != model.path),
+        }
+    }
 }
 
 /// Where models compute if nothing was measured, and where to find what was.
@@ -171,8 +205,12 @@ impl Pool {
         }
         let asked = model.clone();
         let tunings = self.inner.settings.placed.tunings.clone();
+        let drafts = self.inner.settings.drafts.clone();
         let read = tokio::task::spawn_blocking(move || {
             let mut facts = Facts::read(asked)?;
+            if let Some(draft) = drafts.of(&facts.model) {
+                facts.set_draft(draft);
+            }
             facts.tuned = tunings.and_then(|tunings| tunings.find(&facts.header));
             Ok(facts)
         });

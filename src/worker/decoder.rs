@@ -132,6 +132,18 @@ pub struct Loaded<'a> {
     pub vocab: Arc<dyn Vocab>,
     /// Its decoder.
     pub decoder: &'a mut dyn Decoder,
+    /// A smaller model that guesses what it says next.
+    pub draft: Option<Draft<'a>>,
+}
+
+/// A smaller model with the same vocabulary and as many sequences, each as long.
+pub struct Draft<'a> {
+    /// Its decoder.
+    pub decoder: &'a mut dyn Decoder,
+    /// Rows of one of its steps at most.
+    pub batch_size: u32,
+    /// Bytes of its weights for each byte of the large model's: about what its steps take of time.
+    pub weight: f32,
 }
 
 /// Loads a model and lends it to `serve`, all on the calling thread, so that a decoder may borrow from its model.

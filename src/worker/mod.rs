@@ -199,6 +199,7 @@ fn answer(
         mut info,
         vocab,
         decoder,
+        draft,
     } = loaded;
     let (template, warning) = Template::new(&*vocab, config.chat_template.as_deref());
     if let Some(warning) = warning {
@@ -254,9 +255,13 @@ fn answer(
     if wire::write(out, &FromWorker::Loaded(Box::new(info))).is_err() {
         return;
     }
-    run::run(sizes, vocab, decoder, outlets.inbox, &mut |report| {
-        tell(out, outlets.live, report)
-    });
+    run::run(
+        sizes,
+        vocab,
+        (decoder, draft),
+        outlets.inbox,
+        &mut |report| tell(out, outlets.live, report),
+    );
 }
 
 /// Sends what a turn of the loop brought; `false` if nobody listens. An event that fits into no frame is the failure of its request:

@@ -3,11 +3,12 @@
 //! It owns the decoder and everything that changes, and never waits for a reader of text. Decisions are made in
 //! `scheduler.rs` and `cache.rs`; what a sequence says and when it ends is in `sequence.rs`.
 
+mod draft;
 mod prefix;
 mod step;
 
 use super::cache::{Cache, Rules};
-use super::decoder::{Decoder, EmbedError, Row, Vocab};
+use super::decoder::{Decoder, Draft, EmbedError, Row, Vocab};
 use super::embedding::{Round, Texts};
 use super::scheduler::{FairQueue, Pace};
 use super::sequence::{Arrival, Sequence};
@@ -69,10 +70,10 @@ pub struct Sizes {
 pub const EMBEDDING_ROWS: u32 = 8;
 
 /// Runs until the inbox closes or `report` says that nobody listens.
-pub fn run(
+pub fn run<'a>(
     sizes: Sizes,
     vocab: Arc<dyn Vocab>,
-    decoder: &mut dyn Decoder,
+    (decoder, draft): (&'a mut dyn Decoder, Option<Draft<'a>>),
     inbox: &Receiver<Inbound>,
     report: &mut dyn FnMut(Report) -> bool,
 ) {
@@ -97,6 +98,9 @@ pub fn run(
         sat_out: false,
         pool: Pool::new(apart),
         costs: sizes.costs.unwrap_or_default(),
+        model: draft
+            .filter(|_| sizes.draft_rows > 0)
+            .map(|draft| draft::Model::new(draft, sizes.sequences, sizes.costs)),
         events: Vec::new(),
         rows: Vec::new(),
         stats: WorkerStats {
@@ -150,6 +154,8 @@ struct Engine<'a> {
     /// What was said before, for drafts.
     pool: Pool,
     costs: Costs,
+    /// A smaller model that guesses.
+    model: Option<draft::Model<'a>>,
     events: Vec<(RequestId, Event)>,
     rows: Vec<Row>,
     stats: WorkerStats,

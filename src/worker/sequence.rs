@@ -200,8 +200,8 @@ impl Sequence {
         let draft = self
             .drafter
             .as_ref()
-            .map_or(&[][..], |drafter| drafter.draft(drafted));
-        let said = std::iter::once(&token).chain(draft);
+            .map_or_else(Vec::new, |drafter| drafter.draft(drafted));
+        let said = std::iter::once(&token).chain(&draft);
         rows.extend((self.held..).zip(said).map(|(position, token)| Row {
             seq: self.seq,
             position,
@@ -400,6 +400,16 @@ impl Sequence {
     /// Whether it has ended.
     pub fn is_done(&self) -> bool {
         self.done.is_some()
+    }
+
+    /// The token that was sampled last and is to be decoded next.
+    pub fn due(&self) -> Option<Token> {
+        self.next
+    }
+
+    /// Tokens sampled so far.
+    pub fn sampled(&self) -> u32 {
+        self.sampled
     }
 
     /// Whether a token was sampled.

@@ -34,8 +34,6 @@ pub struct Teams {
     quota_read: Instant,
     witness: Option<Witness>,
     load: Load,
-    /// The engine thread's own mask; empty where it is not known.
-    pinned: CoreSet,
 }
 
 impl Teams {
@@ -46,7 +44,6 @@ impl Teams {
         Self {
             planned,
             now,
-            pinned: allowed.cores.clone(),
             allowed,
             quota_read: Instant::now(),
             witness: Witness::start(),
@@ -64,11 +61,11 @@ impl Teams {
         } else {
             &team.cores
         };
-        if self.pinned != *cores {
-            if let Err(error) = cores.pin() {
-                tracing::debug!(%error, %cores, "the engine thread stays where it is");
-            }
-            self.pinned = cores.clone();
+        // Looked at anew: a draft model's teams pin the same thread, and so may others.
+        if CoreSet::allowed().as_ref() != Some(cores)
+            && let Err(error) = cores.pin()
+        {
+            tracing::debug!(%error, %cores, "the engine thread stays where it is");
         }
         self.counts()
     }
@@ -109,8 +106,6 @@ impl Teams {
         );
         self.allowed = allowed;
         self.now = now;
-        // Whoever changed the mask may have changed this thread's too.
-        self.pinned = CoreSet::default();
     }
 }
 

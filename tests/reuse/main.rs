@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod drafts;
+mod model;
 #[cfg(feature = "llama")]
 #[path = "../support/models.rs"]
 mod models;

@@ -226,3 +226,36 @@ async fn drafts_say_what_would_have_been_said() {
     plain.shutdown().await;
     drafting.shutdown().await;
 }
+
+/// A model that drafts for itself is nearly always right; one with other words is left alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_model_drafts_what_would_have_been_said() {
+    let plain = start(SMALL, 2, |_| {}).await;
+    let with = |draft: &'static str| {
+        start(SMALL, 2, move |config| {
+            config.speculate = Speculate::Always;
+            config.draft_model = Some(test_model(draft));
+        })
+    };
+    let (drafting, alone) = (with(SMALL).await, with(GEMMA).await);
+    let draft_of = |engine: &EngineHandle| match engine.state() {
+        EngineState::Ready(info) => info.draft_model.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(draft_of(&drafting), Some(SMALL.replace(".gguf", "")));
+    assert_eq!(draft_of(&alone), None);
+    let mut usages = [0; 2];
+    for prompt in ["Write a story about a cat.", "Why is the sky blue?"] {
+        let asked = request(Prompt::Messages(vec![Message::new(Role::User, prompt)]), 80);
+        let one = ask(&plain, asked.clone()).await;
+        for (engine, kept) in [&drafting, &alone].into_iter().zip(&mut usages) {
+            let other = ask(engine, asked.clone()).await;
+            assert_same(&one, &other, NEAR_TIE);
+            *kept += other.outcome.usage.draft_tokens_kept;
+        }
+    }
+    assert!(usages[0] > 100, "{usages:?}: most of 160");
+    for engine in [plain, drafting, alone] {
+        engine.shutdown().await;
+    }
+}

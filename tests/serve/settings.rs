@@ -82,7 +82,7 @@ async fn a_model_that_can_not_be_loaded_ends_with_status_1() {
 
 #[tokio::test]
 async fn settings_that_can_not_be_used_end_before_anything_is_bound() {
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 17] = [
         (&["--host", "nonsense"], "--host \"nonsense\" is no address"),
         (
             &["--host", "127.0.0.1:80"],
@@ -121,6 +121,11 @@ async fn settings_that_can_not_be_used_end_before_anything_is_bound() {
         (&["--api-key", "key,"], "--api-key: an empty key"),
         (&["--alias", "a,,b"], "--alias \"\""),
         (&["--grace=-1"], "--grace -1 can't be used"),
+        (
+            &["--draft-model", "auto", "--speculate", "off"],
+            "--draft-model is of no use with --speculate off",
+        ),
+        (&["--draft-model", "nothing-like-that"], "--draft-model: "),
         (&["--log", "http=loud"], "--log \"http=loud\" can't be used"),
     ];
     let model = test_model(FILE);

@@ -6,13 +6,13 @@ pub(crate) mod json_schema;
 pub(crate) mod scripted_worker;
 
 pub(crate) use gguf_file::write_model;
-use pocket_llm::engine::{EngineHandle, EngineOptions};
+use pocket_llm::engine::{EngineHandle, EngineOptions, Launch};
 use pocket_llm::http::{self, App, HttpSettings, Lifecycle, Parts};
 use pocket_llm::metrics::Metrics;
 use pocket_llm::models::download::{Downloads, Hub, Puller, Settings};
 use pocket_llm::models::memory::{Asked, Kernels};
 use pocket_llm::models::{Catalogue, Collection, Library, Model, Store};
-use pocket_llm::pool::{Lease, Placed, Pool, PoolSettings};
+use pocket_llm::pool::{Drafts, Lease, Placed, Pool, PoolSettings};
 use scripted_worker::{LoadScript, ScriptedWorker};
 use serde_json::json;
 use std::future::Future;
@@ -94,25 +94,7 @@ impl Server {
         };
         change(&mut options);
         let worker = ScriptedWorker::new(options.load);
-        let config = json!({
-            "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
-            "batch_size": 64, "step_ms": 100, "places": options.places,
-        });
-        let pool = Pool::new(PoolSettings {
-            engine: EngineOptions {
-                config: serde_json::from_value(config).unwrap(),
-                launch: worker.launch(),
-                stall: PATIENCE,
-                load_stall: PATIENCE,
-                restart_pause: options.restart_pause,
-            },
-            asked: Asked::default(),
-            kernels: Kernels::default(),
-            memory: None,
-            most_loaded: 2,
-            keep_alive: None,
-            placed: Placed::default(),
-        });
+        let pool = pool(&options, worker.launch());
         let folder = TempDir::new().unwrap();
         let model = Model {
             name: MODEL.into(),
@@ -180,6 +162,30 @@ impl Server {
         .await;
         assert_eq!(self.metric(name).await, value, "{name}");
     }
+}
+
+/// Two models at most, whatever they take.
+fn pool(options: &Options, launch: Launch) -> Pool {
+    let config = json!({
+        "model": "tiny.gguf", "ctx_size": 4096, "parallel": 2, "threads": 1, "threads_batch": 1,
+        "batch_size": 64, "step_ms": 100, "places": options.places,
+    });
+    Pool::new(PoolSettings {
+        engine: EngineOptions {
+            config: serde_json::from_value(config).unwrap(),
+            launch,
+            stall: PATIENCE,
+            load_stall: PATIENCE,
+            restart_pause: options.restart_pause,
+        },
+        asked: Asked::default(),
+        kernels: Kernels::default(),
+        memory: None,
+        most_loaded: 2,
+        keep_alive: None,
+        placed: Placed::default(),
+        drafts: Drafts::default(),
+    })
 }
 
 /// A store in a folder, and what can be fetched from a hub into it.

@@ -15,8 +15,8 @@ use pocket_llm::engine::{
     Request, Sampling, Speculate, Token, WorkerConfig,
 };
 use pocket_llm::worker::decoder::{
-    Backend, Decoder, EmbedError, LoadError, Loaded, Position, Row, SeqId, StateId, StepError,
-    Vocab,
+    Backend, Decoder, Draft, EmbedError, LoadError, Loaded, Position, Row, SeqId, StateId,
+    StepError, Vocab,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -131,6 +131,10 @@ struct State {
     /// Whether a step's time is spent computing or asleep.
     burn: bool,
     window: Option<Position>,
+    /// Another script, for a draft model beside this one.
+    draft: Option<Arc<Script>>,
+    /// So many tokens lie between what its prompts want and what it says.
+    aside: usize,
     restored: Vec<(SeqId, usize)>,
     states: usize,
 }
@@ -180,6 +184,18 @@ impl Script {
     /// Makes sequences forget all but the last tokens, as a sliding window does.
     pub(crate) fn forget_beyond(&self, window: Position) {
         self.state.lock().unwrap().window = Some(window);
+    }
+
+    /// Puts a draft model beside it, and returns that one's script.
+    pub(crate) fn add_draft(&self) -> Arc<Script> {
+        let draft = Arc::new(Self::default());
+        self.state.lock().unwrap().draft = Some(Arc::clone(&draft));
+        draft
+    }
+
+    /// Makes it always say something else than its prompts want.
+    pub(crate) fn contradict(&self) {
+        self.state.lock().unwrap().aside = 1;
     }
 
     /// Sequences that were given a state, and its tokens.
@@ -345,7 +361,9 @@ impl Decoder for ScriptedDecoder {
             );
             tokens.push(row.token);
             if row.logits {
-                logits(index, &Self::logits(tokens));
+                let mut wanted = Self::logits(tokens);
+                wanted.rotate_left(self.script.state.lock().unwrap().aside);
+                logits(index, &wanted);
             }
         }
         Ok(())
@@ -463,10 +481,17 @@ impl Backend for ScriptedBackend {
             cache_bytes: config.cache_bytes.unwrap_or(1 << 20),
             ..ModelInfo::default()
         };
+        let draft = self.script.state.lock().unwrap().draft.clone();
+        let mut draft = draft.map(|script| ScriptedDecoder::new(&script));
         serve(Loaded {
             info,
             vocab: Arc::new(ByteVocab::new()),
             decoder: &mut decoder,
+            draft: draft.as_mut().map(|decoder| Draft {
+                decoder,
+                batch_size: 64,
+                weight: 0.1,
+            }),
         });
         Ok(())
     }

@@ -12,4 +12,6 @@ mod plan;
 pub use kernels::Kernels;
 pub use layers::cache_bytes_read;
 pub use needs::{Bytes, Needs, logit_rows};
-pub use plan::{Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, DoesNotFit, Plan, plan};
+pub use plan::{
+    Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, DRAFT_ROWS, DoesNotFit, Plan, plan, plan_draft,
+};

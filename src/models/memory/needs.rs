@@ -30,6 +30,8 @@ pub struct Needs {
     pub drafts: u64,
     /// States of earlier prompts, beside the KV cache.
     pub prompt_cache: u64,
+    /// A draft model with its own cells and buffers.
+    pub draft_model: u64,
     /// The worker itself: vocabulary, tokeniser, graphs, code.
     pub process: u64,
 }
@@ -115,6 +117,7 @@ impl Facts {
                 .vocabulary
                 .saturating_mul(4 * drafted.saturating_sub(sequences)),
             prompt_cache: 0,
+            draft_model: 0,
             process: self.process,
         }
     }
@@ -131,6 +134,7 @@ impl Needs {
             self.output,
             self.drafts,
             self.prompt_cache,
+            self.draft_model,
             self.process,
         ]
         .into_iter()
@@ -139,7 +143,7 @@ impl Needs {
 
     /// What llama.cpp reports as buffers when it has loaded a model: with the cold part of the mapping, and without what comes later.
     pub fn buffers(&self) -> u64 {
-        let ours = self.process + self.drafts + self.prompt_cache;
+        let ours = self.process + self.drafts + self.prompt_cache + self.draft_model;
         (self.total() - ours).saturating_add(self.cold)
     }
 }
@@ -205,6 +209,7 @@ impl fmt::Display for Needs {
             ("output buffer", self.output),
             ("drafts", self.drafts),
             ("prompt cache", self.prompt_cache),
+            ("draft model", self.draft_model),
             ("process", self.process),
         ];
         let mut parts = parts.iter().filter(|(_, bytes)| *bytes > 0);

@@ -127,6 +127,20 @@ pub fn plan(
     }
 }
 
+/// Rows of a step of a draft model at most: it reads texts in the pauses of the model that answers.
+pub const DRAFT_ROWS: u32 = 64;
+
+/// How a draft model is run beside a model that was planned like `of`: with as many sequences, as long ones, whatever there is of memory.
+pub fn plan_draft(model: &Gguf, of: &Asked, kernels: Kernels) -> Result<Plan, DoesNotFit> {
+    let asked = Asked {
+        batch_size: Some(DRAFT_ROWS.max(of.parallel.unwrap_or(DEFAULT_PARALLEL))),
+        cache_bytes: Some(0),
+        no_drafts: true,
+        ..*of
+    };
+    plan(model, &asked, kernels, None)
+}
+
 enum Choice {
     /// The best that fits.
     Fits(Plan),

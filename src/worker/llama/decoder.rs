@@ -14,7 +14,8 @@ use std::ops::RangeInclusive;
 
 pub(super) struct LlamaDecoder<'m> {
     context: TeamContext<'m>,
-    embedder: Embedder<'m>,
+    /// Draft models have none.
+    embedder: Option<Embedder<'m>>,
     batch: LlamaBatch<'static>,
     /// Tokens that each sequence holds.
     held: Vec<Position>,
@@ -35,7 +36,7 @@ impl<'m> LlamaDecoder<'m> {
     pub(super) fn new(
         model: &LlamaModel,
         context: TeamContext<'m>,
-        embedder: Embedder<'m>,
+        embedder: Option<Embedder<'m>>,
         info: &ModelInfo,
         plan: &Plan,
     ) -> Self {
@@ -226,15 +227,20 @@ impl Decoder for LlamaDecoder<'_> {
         position: Position,
         each: &mut dyn FnMut(&[f32]),
     ) -> Result<(), EmbedError> {
-        self.embedder.embed(tokens, position, each)
+        match &mut self.embedder {
+            Some(embedder) => embedder.embed(tokens, position, each),
+            None => Err(StepError("a draft model makes no embeddings".into()).into()),
+        }
     }
 
     fn embedding_bytes(&self) -> u64 {
-        self.embedder.bytes()
+        self.embedder.as_ref().map_or(0, Embedder::bytes)
     }
 
     fn end_embedding(&mut self) {
-        self.embedder.rest();
+        if let Some(embedder) = &mut self.embedder {
+            embedder.rest();
+        }
     }
 
     fn clear(&mut self, seq: SeqId) {

@@ -8,12 +8,13 @@
 mod backends;
 mod context;
 mod decoder;
+mod draft;
 mod embedder;
 mod log;
 mod tokenize;
 mod vocab;
 
-use super::decoder::{Backend, LoadError, Loaded};
+use super::decoder::{Backend, Draft, LoadError, Loaded};
 use super::teams::Teams;
 use crate::device::memory::Free;
 use crate::engine::{CacheType, ModelInfo, Pooling, Speculate, WorkerConfig};
@@ -66,13 +67,30 @@ impl Backend for Llama {
         let context = TeamContext::new(backend, &model, params, teams)
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
         compare(&plan.needs);
-        let info = describe(&header, &model, &plan, context.n_ctx());
+        let mut info = describe(&header, &model, &plan, context.n_ctx());
         let embedder = Embedder::new(backend, &model, &header, config, &info);
-        let mut decoder = LlamaDecoder::new(&model, context, embedder, &info, &plan);
+        let mut decoder = LlamaDecoder::new(&model, context, Some(embedder), &info, &plan);
+        let partner = draft::load(backend, config, &info, &*vocab);
+        let mut partner_decoder = None;
+        if let Some(partner) = &partner {
+            match partner.decoder(backend, config) {
+                Ok(decoder) => {
+                    info.draft_model = Some(partner.name().to_owned());
+                    partner_decoder = Some((decoder, partner.weight(&info)));
+                }
+                Err(reason) => draft::left_out(&partner.path, &reason),
+            }
+        }
+        let draft = partner_decoder.as_mut().map(|(decoder, weight)| Draft {
+            decoder,
+            batch_size: draft::ROWS,
+            weight: *weight,
+        });
         serve(Loaded {
             info,
             vocab,
             decoder: &mut decoder,
+            draft,
         });
         Ok(())
     }

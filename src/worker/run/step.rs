@@ -1,5 +1,6 @@
 //! One step: which rows go in, and what is made of their logits.
 
+use super::draft::Undrafted;
 use super::{Engine, count, micros};
 use crate::engine::{EngineError, Event, FinishReason, Token};
 use crate::worker::decoder::{Row, SeqId};
@@ -112,7 +113,7 @@ impl Engine<'_> {
             .iter_mut()
             .enumerate()
             .filter(|(_, one)| !one.is_done() && one.is_decoding());
-        let (who, chances): (Vec<usize>, Vec<Vec<f32>>) = speaking
+        let (who, mut chances): (Vec<usize>, Vec<Vec<f32>>) = speaking
             .map(|(index, sequence)| {
                 let most = MOST_DRAFTED.min(sequence.draftable(context) as usize);
                 let drafter = sequence.drafter.as_mut();
@@ -126,13 +127,18 @@ impl Engine<'_> {
             .sizes
             .draft_rows
             .min(self.sizes.batch_size.saturating_sub(prefill));
-        let planned = speculation::plan(
-            &chances,
-            &self.costs,
-            self.pace.prefill_ms(prefill),
-            room as usize,
-        );
-        for (index, length) in who.into_iter().zip(planned) {
+        let (prefill_ms, room) = (self.pace.prefill_ms(prefill), room as usize);
+        let mut planned = speculation::plan(&chances, &self.costs, prefill_ms, room);
+        let undrafted = Undrafted {
+            who: &who,
+            planned: &planned,
+            prefill_ms,
+            room,
+        };
+        if !who.is_empty() && self.ask_model(&undrafted, &mut chances) {
+            planned = speculation::plan(&chances, &self.costs, prefill_ms, room);
+        }
+        for (index, length) in who.into_iter().zip(planned.lengths) {
             lengths[index] = length;
         }
         lengths

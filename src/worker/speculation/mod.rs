@@ -5,10 +5,11 @@
 //! what is said is the same, whatever was drafted (but for the rounding of kernels that take several rows at once).
 //!
 //! Drafts come from text in which the same tokens came before: the sequence itself (prompt and answer: quotes, edits, code,
-//! loops), and a [`Pool`] of what this worker said in earlier answers. Whether a draft is worth its rows is computed for
-//! each step from what was seen: [`Odds`] say how often drafts with as long a match came true, [`Costs`] what rows cost. Guesses are
-//! compared with what was said also when they were not decoded, so being wrong costs nothing while speculation is off, and
-//! it comes back by itself.
+//! loops), and a [`Pool`] of what this worker said in earlier answers; or from a smaller model, which has to decode for them.
+//! Whether a draft is worth its rows is computed for each step from what was seen: [`Odds`] say how often drafts with as much to
+//! speak for them came true, [`Costs`] what rows cost. Guesses from text are compared with what was said also when they were not
+//! decoded, so being wrong costs nothing while speculation is off, and it comes back by itself. Guesses of a model cost time, so
+//! they are made only where they are expected to pay ([`plan_model`]), and what was seen of them fades.
 //!
 //! Pure book-keeping: no clock, no channel, no FFI.
 
@@ -20,10 +21,12 @@ use crate::engine::Token;
 pub use corpus::Corpus;
 use corpus::{LONGEST_MATCH, Match};
 pub use costs::Costs;
-pub use odds::Odds;
+pub use odds::{Evidence, Odds};
 
 /// Tokens that are drafted at most, for one sequence and step.
 pub const MOST_DRAFTED: usize = 31;
+/// Tokens that a draft model guesses at most, for one sequence and step: each is a pass of its own.
+pub const MOST_MODELLED: usize = 12;
 /// Lengths of drafts that are considered. With the token that is due they fill groups of rows that kernels take at once.
 const LENGTHS: [usize; 11] = [1, 2, 3, 4, 5, 7, 11, 15, 19, 23, MOST_DRAFTED];
 /// A plan must promise this much more speed than none; less is lost in what estimates are off.
@@ -77,6 +80,11 @@ impl Pool {
         self.corpora.push((owner, corpus));
     }
 
+    /// Notes that a draft model was not asked: what was seen of it fades.
+    pub fn offered_nothing(&mut self) {
+        self.odds.of_mut(Source::Model).fade();
+    }
+
     fn of(&self, client: &str) -> Option<&Corpus> {
         let owner = self.owner(client);
         self.corpora
@@ -97,28 +105,38 @@ enum Source {
     Own,
     /// Earlier answers.
     Pool,
+    /// A smaller model.
+    Model,
 }
 
 /// What drafts from each source were worth.
 #[derive(Clone, Debug, Default)]
-struct BySource([Odds; 2]);
+struct BySource([Odds; 3]);
 
 impl BySource {
     fn of(&self, source: Source) -> &Odds {
         &self.0[source as usize]
     }
 
-    fn learn(&mut self, source: Source, length: usize, came_true: bool) {
-        self.0[source as usize].learn(length, came_true);
+    fn of_mut(&mut self, source: Source) -> &mut Odds {
+        &mut self.0[source as usize]
     }
 }
 
-/// What a sequence will say next, perhaps.
+/// What a sequence will say next, perhaps, because it was said before.
 #[derive(Clone, Debug)]
 struct Guess {
     source: Source,
     found: Match,
     tokens: Vec<Token>,
+}
+
+impl Guess {
+    fn with_evidence(&self) -> impl Iterator<Item = (Token, Evidence)> {
+        let lengths = (self.found.length..).map(|length| length.min(LONGEST_MATCH));
+        let tokens = self.tokens.iter().copied();
+        tokens.zip(lengths.map(Evidence::Match))
+    }
 }
 
 /// Drafts for one sequence.
@@ -128,6 +146,8 @@ pub struct Drafter {
     text: Corpus,
     odds: BySource,
     guess: Option<Guess>,
+    /// What a smaller model would say next, and how sure it is.
+    offered: Vec<(Token, Evidence)>,
 }
 
 impl Drafter {
@@ -142,28 +162,21 @@ impl Drafter {
             text,
             odds: BySource::default(),
             guess: None,
+            offered: Vec::new(),
         }
     }
 
-    /// Takes in what was said next; the guess at it is compared and forgotten.
+    /// Takes in what was said next; guesses at it are compared and forgotten.
     pub fn said(&mut self, tokens: &[Token], pool: &mut Pool) {
         for token in tokens {
             self.text.push(*token);
         }
+        let offered = std::mem::take(&mut self.offered);
+        self.compare(Source::Model, offered, tokens, pool);
         let Some(mut guess) = self.guess.take() else {
             return;
         };
-        let mut matched = 0;
-        for (length, (guessed, said)) in (guess.found.length..).zip(guess.tokens.iter().zip(tokens))
-        {
-            let came_true = guessed == said;
-            pool.odds.learn(guess.source, length, came_true);
-            self.odds.learn(guess.source, length, came_true);
-            if !came_true {
-                break;
-            }
-            matched += 1;
-        }
+        let matched = self.compare(guess.source, guess.with_evidence(), tokens, pool);
         if matched == tokens.len() {
             // Where it was right it is kept up: the latest place of a short run may be another one.
             guess.found.at += matched as u64;
@@ -171,6 +184,59 @@ impl Drafter {
             guess.tokens.clear();
             self.guess = Some(guess);
         }
+    }
+
+    /// Learns how far a guess was right.
+    fn compare(
+        &mut self,
+        source: Source,
+        guess: impl IntoIterator<Item = (Token, Evidence)>,
+        said: &[Token],
+        pool: &mut Pool,
+    ) -> usize {
+        let (own, all) = (self.odds.of_mut(source), pool.odds.of_mut(source));
+        let mut matched = 0;
+        for ((guessed, evidence), said) in guess.into_iter().zip(said) {
+            let came_true = guessed == *said;
+            own.learn(evidence, came_true);
+            all.learn(evidence, came_true);
+            if !came_true {
+                break;
+            }
+            matched += 1;
+        }
+        matched
+    }
+
+    /// The chance that the next token of a draft model comes true, before it is known.
+    pub fn usual_chance(&self, pool: &Pool) -> f32 {
+        let (own, all) = (self.odds.of(Source::Model), pool.odds.of(Source::Model));
+        own.usual_among(all)
+    }
+
+    /// The chance that a token comes true of which a draft model is so sure.
+    pub fn chance_of(&self, pool: &Pool, confidence: f32) -> f32 {
+        let (own, all) = (self.odds.of(Source::Model), pool.odds.of(Source::Model));
+        own.chance_among(all, Evidence::Confidence(confidence))
+    }
+
+    /// Takes what a draft model would say next, and how likely it finds that, in place of what was guessed; returns chances as
+    /// [`Drafter::guess`] does.
+    pub fn offer(&mut self, pool: &Pool, tokens: &[(Token, f32)]) -> Vec<f32> {
+        let chances = tokens.iter().scan(1.0, |chance, (_, confidence)| {
+            *chance *= self.chance_of(pool, *confidence);
+            Some(*chance)
+        });
+        let chances = chances.collect();
+        let with_evidence =
+            |(token, confidence): &(Token, f32)| (*token, Evidence::Confidence(*confidence));
+        self.offered = tokens.iter().map(with_evidence).collect();
+        chances
+    }
+
+    /// Notes that a draft model was not asked: what was seen of it fades.
+    pub fn offered_nothing(&mut self) {
+        self.odds.of_mut(Source::Model).fade();
     }
 
     /// Guesses up to `most` next tokens, and returns the chance that each of them comes true together with all before it.
@@ -187,36 +253,48 @@ impl Drafter {
             return Vec::new();
         };
         let mut tokens = Vec::new();
-        match source {
-            Source::Own => self.text.continuation(found.at, most, &mut tokens),
-            Source::Pool => {
-                if let Some(corpus) = others {
-                    corpus.continuation(found.at, most, &mut tokens);
-                }
-            }
+        let corpus = match source {
+            Source::Pool => others,
+            Source::Own | Source::Model => Some(&self.text),
+        };
+        if let Some(corpus) = corpus {
+            corpus.continuation(found.at, most, &mut tokens);
         }
+        let guess = Guess {
+            source,
+            found,
+            tokens,
+        };
         let (odds, belief) = (self.odds.of(source), pool.odds.of(source));
-        let lengths = found.length..found.length + tokens.len();
-        let chances = lengths.scan(1.0, |chance, length| {
-            *chance *= odds.chance_among(belief, length.min(LONGEST_MATCH));
+        let chances = guess.with_evidence().scan(1.0, |chance, (_, evidence)| {
+            *chance *= odds.chance_among(belief, evidence);
             Some(*chance)
         });
         let chances = chances.collect();
-        if !tokens.is_empty() {
-            self.guess = Some(Guess {
-                source,
-                found,
-                tokens,
-            });
+        if !guess.tokens.is_empty() {
+            self.guess = Some(guess);
         }
         chances
     }
 
-    /// The first tokens of the guess.
-    pub fn draft(&self, length: usize) -> &[Token] {
+    /// The first tokens of the guess; a draft model's, if it offered some.
+    pub fn draft(&self, length: usize) -> Vec<Token> {
+        if !self.offered.is_empty() {
+            let offered = self.offered.iter().take(length);
+            return offered.map(|(token, _)| *token).collect();
+        }
         let tokens = self.guess.as_ref().map_or(&[][..], |guess| &guess.tokens);
-        &tokens[..length.min(tokens.len())]
+        tokens.iter().take(length).copied().collect()
     }
+}
+
+/// How many tokens of its guess each sequence decodes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Planned {
+    /// For each sequence; all 0 where drafts do not pay.
+    pub lengths: Vec<usize>,
+    /// Tokens that are expected in a millisecond; 0 before anything is known.
+    pub rate: f32,
 }
 
 /// Decides how many tokens of its guess each sequence decodes, so that the step makes the most tokens for its time.
@@ -224,14 +302,17 @@ impl Drafter {
 /// `chances` are those of [`Drafter::guess`], for each sequence with an answer under way. `prefill_ms` is what prompts in the same step
 /// take, and `most_rows` what it has room for. llama.cpp makes one pass for the rows that all sequences have, and another for those
 /// that only some have, so all drafts of a step are equally long (or as long as their guesses).
-pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usize) -> Vec<usize> {
+pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usize) -> Planned {
     let none = vec![0; chances.len()];
     let all = chances.len();
-    let Some(alone) = costs.ms(rows(all)) else {
-        return none;
+    let Some(alone) = costs.ms(rows(all)).filter(|_| all > 0) else {
+        return Planned {
+            lengths: none,
+            rate: 0.0,
+        };
     };
-    let tokens = |n: usize| f32::from(u16::try_from(n).unwrap_or(u16::MAX));
-    let mut best = (WORTHWHILE * tokens(all) / (alone + prefill_ms), none);
+    let plain = number(all) / (alone + prefill_ms);
+    let mut best = (WORTHWHILE * plain, none);
     for length in LENGTHS {
         // Who is expected to gain most comes first.
         let mut gains: Vec<(usize, usize, f32)> = chances
@@ -258,7 +339,7 @@ pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usi
                 costs.ms(rows(drafted)).map(|ms| alone + ms)
             };
             let Some(time) = time else { continue };
-            let rate = (tokens(all) + gain) / (time + prefill_ms);
+            let rate = (number(all) + gain) / (time + prefill_ms);
             if rate > best.0 {
                 let mut lengths = vec![0; all];
                 for (index, length, _) in &gains[..count] {
@@ -268,11 +349,66 @@ pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usi
             }
         }
     }
-    best.1
+    let drafts = best.1.iter().any(|length| *length > 0);
+    Planned {
+        lengths: best.1,
+        rate: if drafts { best.0 } else { plain },
+    }
+}
+
+/// What a step may come to with a draft model.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'a> {
+    /// Sequences with an answer under way.
+    pub speaking: usize,
+    /// For each of them that the model would guess for, the usual chance of a guessed token.
+    pub chances: &'a [f32],
+    /// What rows cost.
+    pub costs: &'a Costs,
+    /// What rows of the draft model cost.
+    pub model: &'a Costs,
+    /// What prompts in the same step take.
+    pub prefill_ms: f32,
+    /// Rows that the step has room for.
+    pub most_rows: usize,
+}
+
+/// Decides how many tokens a draft model should guess at most, for each sequence, to make more tokens in a millisecond than `rate`, and
+/// returns the rate that it expects. Each guessed token is a pass of that model, for all of these sequences together.
+pub fn plan_model(outlook: &Outlook<'_>, rate: f32) -> Option<(usize, f32)> {
+    let guessing = outlook.chances.len();
+    let pass = outlook.model.ms(rows(guessing)).filter(|_| guessing > 0)?;
+    let alone = outlook.costs.ms(rows(outlook.speaking))?;
+    let mut best = (0, WORTHWHILE * rate);
+    let (mut gain, mut reach) = (0.0, vec![1.0; guessing]);
+    for length in 1..=MOST_MODELLED {
+        if outlook.speaking + guessing * length > outlook.most_rows {
+            break;
+        }
+        for (reach, chance) in reach.iter_mut().zip(outlook.chances) {
+            *reach *= chance;
+            gain += *reach;
+        }
+        let time = if guessing == outlook.speaking {
+            outlook.costs.ms(rows(guessing * (1 + length)))?
+        } else {
+            alone + outlook.costs.ms(rows(guessing * length))?
+        };
+        let time = time + pass * number(length) + outlook.prefill_ms;
+        let expected = (number(outlook.speaking) + gain) / time;
+        if expected > best.1 {
+            best = (length, expected);
+        }
+    }
+    Some(best).filter(|(length, _)| *length > 0)
 }
 
 fn rows(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn number(n: usize) -> f32 {
+    f32::from(u16::try_from(n).unwrap_or(u16::MAX))
 }
 
 #[cfg(test)]
@@ -314,11 +450,11 @@ mod tests {
         let prompt = tokens("the quick brown fox jumps over the lazy dog. Again: the quick");
         let mut drafter = Drafter::new("a", &prompt, 256);
         let chances = drafter.guess(&pool, 8);
-        assert_eq!(text(drafter.draft(8)), " brown f");
+        assert_eq!(text(&drafter.draft(8)), " brown f");
         assert!(chances.is_sorted_by(|more, less| more >= less));
         drafter.said(&tokens(" brown"), &mut pool);
         let later = drafter.guess(&pool, 8);
-        assert_eq!(text(drafter.draft(8)), " fox jum");
+        assert_eq!(text(&drafter.draft(8)), " fox jum");
         assert!(later[0] > chances[0], "a longer match is worth more");
     }
 
@@ -332,7 +468,7 @@ mod tests {
         for round in 0..60u32 {
             drafter.said(&tokens("abc"), &mut pool);
             let chances = drafter.guess(&pool, MOST_DRAFTED);
-            lengths.push(plan(&[chances], &costs, 0.0, 128)[0]);
+            lengths.push(plan(&[chances], &costs, 0.0, 128).lengths[0]);
             drafter.said(&[Token(1000 + round)], &mut pool);
         }
         assert_eq!(lengths.iter().skip(20).max(), Some(&0), "{lengths:?}");
@@ -341,7 +477,7 @@ mod tests {
             drafter.guess(&pool, MOST_DRAFTED);
         }
         let chances = drafter.guess(&pool, MOST_DRAFTED);
-        assert!(plan(&[chances], &costs, 0.0, 128)[0] > 8);
+        assert!(plan(&[chances], &costs, 0.0, 128).lengths[0] > 8);
     }
 
     #[test]
@@ -352,7 +488,7 @@ mod tests {
         pool.learn("a", &said, answer);
         let mut drafter = Drafter::new("b", &said[..answer], 256);
         drafter.guess(&pool, 5);
-        assert_eq!(text(drafter.draft(5)), "like ");
+        assert_eq!(text(&drafter.draft(5)), "like ");
     }
 
     #[test]
@@ -375,39 +511,103 @@ mod tests {
     fn drafts_are_as_long_as_they_are_worth() {
         let sure = vec![0.99; 31];
         let unsure: Vec<f32> = (1..=31).map(|n| 0.5_f32.powi(n)).collect();
-        assert_eq!(
-            plan(std::slice::from_ref(&sure), &costs(0.1), 0.0, 128),
-            [31]
-        );
-        assert_eq!(plan(std::slice::from_ref(&sure), &costs(0.1), 0.0, 9), [7]);
-        let short = plan(std::slice::from_ref(&unsure), &costs(1.0), 0.0, 128)[0];
+        let lengths = |chances: &Vec<f32>, costs: &Costs, most_rows| {
+            plan(std::slice::from_ref(chances), costs, 0.0, most_rows).lengths
+        };
+        assert_eq!(lengths(&sure, &costs(0.1), 128), [31]);
+        assert_eq!(lengths(&sure, &costs(0.1), 9), [7]);
+        let short = plan(std::slice::from_ref(&unsure), &costs(1.0), 0.0, 128).lengths[0];
         assert!((1..=4).contains(&short), "{short}");
         // A row that costs as much as a pass is never worth a chance.
-        assert_eq!(
-            plan(std::slice::from_ref(&sure), &costs(10.0), 0.0, 128),
-            [0]
-        );
-        assert_eq!(
-            plan(std::slice::from_ref(&sure), &Costs::default(), 0.0, 128),
-            [0]
-        );
+        assert_eq!(lengths(&sure, &costs(10.0), 128), [0]);
+        assert_eq!(lengths(&sure, &Costs::default(), 128), [0]);
         // Beside a long chunk of a prompt rows weigh less.
-        assert!(plan(&[unsure], &costs(1.0), 300.0, 128)[0] > short);
-        assert_eq!(plan(&[], &costs(1.0), 0.0, 128), [0; 0]);
+        assert!(plan(&[unsure], &costs(1.0), 300.0, 128).lengths[0] > short);
+        assert_eq!(plan(&[], &costs(1.0), 0.0, 128), Planned::default());
     }
 
     #[test]
     fn one_of_many_drafts_only_if_all_together_gain() {
         let mut chances = vec![Vec::new(); 8];
         chances[3] = vec![0.99; 31];
-        let lengths = plan(&chances, &costs(0.2), 0.0, 128);
+        let lengths = plan(&chances, &costs(0.2), 0.0, 128).lengths;
         assert_eq!(lengths.iter().filter(|length| **length > 0).count(), 1);
         assert!(lengths[3] > 8);
         chances[3] = vec![0.6];
         assert_eq!(
-            plan(&chances, &costs(0.2), 0.0, 128),
+            plan(&chances, &costs(0.2), 0.0, 128).lengths,
             [0; 8],
             "a second pass for one token is no gain"
         );
+    }
+
+    /// What a draft model promises: a pass of the large one takes 10 ms, one of the small one `pass`.
+    fn outlook(speaking: usize, chances: &[f32], row: f32, pass: f32) -> Option<(usize, f32)> {
+        let (costs, mut model) = (costs(row), Costs::default());
+        model.observe(1, pass);
+        model.observe(8, pass * 1.5);
+        let outlook = Outlook {
+            speaking,
+            chances,
+            costs: &costs,
+            model: &model,
+            prefill_ms: 0.0,
+            most_rows: 32,
+        };
+        let plain = plan(&vec![Vec::new(); speaking], &costs, 0.0, 32);
+        plan_model(&outlook, plain.rate)
+    }
+
+    #[test]
+    fn a_draft_model_is_asked_where_it_pays() {
+        let (length, rate) =
+            outlook(1, &[0.9], 0.2, 1.0).expect("a tenth of the time, mostly right");
+        assert!((4..=MOST_MODELLED).contains(&length), "{length}");
+        // More than two tokens in the time of one.
+        assert!(rate > 0.2, "{rate}");
+        let (short, _) = outlook(1, &[0.6], 0.2, 1.0).expect("right more often than not");
+        assert!(short < length);
+        assert!(
+            outlook(1, &[0.9], 0.2, 9.0).is_none(),
+            "nearly as slow as the large one"
+        );
+        assert!(
+            outlook(1, &[0.1], 0.2, 1.0).is_none(),
+            "nearly always wrong"
+        );
+        assert!(
+            outlook(1, &[0.9], 10.0, 1.0).is_none(),
+            "a row costs a pass"
+        );
+        // Eight at once: what is expected grows, and 32 rows are the end.
+        let (length, rate) = outlook(8, &[0.9; 8], 0.2, 1.0).expect("one pass for all eight");
+        assert!(length <= 3 && rate > 8.0 / 12.0, "{length} {rate}");
+        // One of eight does not pay for a second pass of the large one.
+        assert!(outlook(8, &[0.9], 0.2, 1.0).is_none());
+        assert!(outlook(1, &[], 0.2, 1.0).is_none());
+    }
+
+    #[test]
+    fn what_a_model_offers_is_drafted_and_compared() {
+        let mut pool = Pool::new(false);
+        let mut drafter = Drafter::new("a", &tokens("abcabcabc"), 256);
+        assert!(!drafter.guess(&pool, 4).is_empty());
+        assert_eq!(text(&drafter.draft(4)), "abca");
+        let before = drafter.usual_chance(&pool);
+        let offered = [(Token(b'x'.into()), 0.9), (Token(b'y'.into()), 0.6)];
+        let chances = drafter.offer(&pool, &offered);
+        assert!(chances[0] > 0.7 && chances[1] < chances[0], "{chances:?}");
+        assert_eq!(text(&drafter.draft(9)), "xy");
+        // Both sources learn from what is said.
+        drafter.said(&tokens("xa"), &mut pool);
+        assert!(drafter.usual_chance(&pool) < before, "one of two was right");
+        assert!(drafter.chance_of(&pool, 0.6) < 0.55);
+        drafter.guess(&pool, 4);
+        assert_ne!(text(&drafter.draft(4)), "xy", "an offer is for one step");
+        for _ in 0..5000 {
+            drafter.offered_nothing();
+            pool.offered_nothing();
+        }
+        assert!((drafter.usual_chance(&pool) - before).abs() < 0.01);
     }
 }
