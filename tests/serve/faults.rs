@@ -59,7 +59,7 @@ async fn streams_end_by_every_signal_and_the_next_answer_comes() {
         let told = struck.elapsed();
         server.answer(greedy("Say hello.", 4)).await;
         let again = struck.elapsed();
-        println!("{how:?}: eight told after {told:?}, the next answer after {again:?}");
+        eprintln!("{how:?}: eight told after {told:?}, the next answer after {again:?}");
         assert!(told < Duration::from_secs(limit), "{how:?}: {told:?}");
         assert!(is_gone(worker));
     }
@@ -227,7 +227,7 @@ async fn fifty_kills_leave_no_process_no_descriptor_and_no_file_behind() {
         server.answer(greedy("Say hello.", 1)).await;
         assert!(is_gone(worker));
     }
-    println!("fifty kills and answers in {:?}", began.elapsed());
+    eprintln!("fifty kills and answers in {:?}", began.elapsed());
     assert_eq!(server.metric(RESTARTS).await, 50);
     let mut after = before.clone();
     // Connections and reapers take a moment to go.
@@ -240,7 +240,7 @@ async fn fifty_kills_leave_no_process_no_descriptor_and_no_file_behind() {
         }
         sleep(Duration::from_millis(50)).await;
     }
-    println!(
+    eprintln!(
         "(files, threads, children): {:?} before, {:?} after",
         before.0, after.0
     );
