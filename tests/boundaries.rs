@@ -81,3 +81,46 @@ fn decisions_know_no_clock_no_channel_and_no_thread() {
         }
     }
 }
+
+/// A wall clock jumps: when the network tells the time, when somebody sets it. It says when something was, for people; what waits, expires or is measured goes by [`std::time::Instant`], which never jumps.
+#[test]
+fn the_wall_clock_decides_nothing() {
+    let mut named: Vec<String> = mentions("", &["SystemTime"], "")
+        .into_iter()
+        .map(|line| {
+            let (file, _) = line.split_once(": ").expect("a file");
+            let (_, file) = file.rsplit_once("/src/").expect("in src");
+            file.to_owned()
+        })
+        .collect();
+    named.dedup();
+    named.sort();
+    let expected = [
+        // When a tuning was made.
+        "cli/tune.rs",
+        // Since when requests run, for `/status`.
+        "http/app.rs",
+        // `created` of OpenAI's objects.
+        "http/openai/mod.rs",
+        // Time stamps of the phone API.
+        "http/phone/info.rs",
+        "http/phone/mod.rs",
+        "http/phone/models/loading.rs",
+        "http/phone/status.rs",
+        // Whether a file is the one that was looked at: compared, not counted.
+        "models/library.rs",
+        // When a model was fetched and used.
+        "models/store/manifest.rs",
+        // `strftime_now` of chat templates.
+        "worker/prompt/jinja.rs",
+    ];
+    assert_eq!(named, expected);
+    // The age of what broken-off downloads left is a file's; a jump costs a download its beginning at worst.
+    let ages = mentions(
+        "",
+        &["modified.elapsed", "accessed.elapsed", "created.elapsed"],
+        "",
+    );
+    assert_eq!(ages.len(), 1, "{ages:?}");
+    assert!(ages[0].contains("models/store/clean.rs"), "{ages:?}");
+}

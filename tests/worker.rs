@@ -3,6 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+#[path = "worker/frames.rs"]
+mod frames;
+#[path = "worker/phases.rs"]
+mod phases;
+#[path = "worker/poison.rs"]
+mod poison;
+#[path = "worker/quarantine.rs"]
+mod quarantine;
 #[path = "support/scripted.rs"]
 mod scripted;
 
@@ -18,21 +26,40 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
     match words.get(1).map(String::as_str) {
         Some("as-worker") => act_as_worker(&words[2]),
-        Some("as-front") => act_as_front(),
-        _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit(),
+        Some("as-front") => act_as_front(words.get(2)),
+        _ => {
+            note_panics();
+            libtest_mimic::run(&Arguments::from_args(), trials()).exit()
+        }
     }
+}
+
+/// Panics of the engines' own threads, in this process.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn note_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("");
+        // The others are trials, which fail by it.
+        if ["engine", "reader", "tokeniser", "spawner", "reaper"].contains(&name) {
+            PANICS.lock().unwrap().push(format!("{name}: {panic}"));
+        }
+        print(panic);
+    }));
 }
 
 fn trials() -> Vec<Trial> {
     macro_rules! trials {
-        ($($name:ident),* $(,)?) => { vec![$(Trial::test(stringify!($name), || run($name()))),*] };
+        ($($name:path),* $(,)?) => { vec![$(Trial::test(stringify!($name), || run($name()))),*] };
     }
     trials![
         a_worker_process_answers,
@@ -55,6 +82,25 @@ fn trials() -> Vec<Trial> {
         a_killed_front_takes_a_stopped_worker_along,
         a_worker_without_a_front_refuses_to_start,
         fifty_kills_leave_nothing_behind,
+        frames::damaged_frames_of_a_worker_end_in_errors_and_mix_nothing_up,
+        frames::damaged_frames_of_a_front_end_a_worker_and_mix_nothing_up,
+        frames::any_bytes_are_a_frame_or_an_error,
+        phases::a_worker_may_die_while_it_loads,
+        phases::a_worker_may_die_with_a_queue,
+        phases::a_worker_may_die_in_a_prompt,
+        phases::a_worker_may_die_in_an_answer,
+        phases::a_worker_may_die_while_its_engine_drains,
+        phases::a_worker_may_die_while_it_is_unloaded,
+        phases::a_front_may_be_killed_in_any_phase_and_no_worker_stays,
+        quarantine::who_crashes_its_worker_is_refused_and_its_neighbours_are_served,
+        quarantine::several_poisons_in_one_step_are_all_found,
+        quarantine::whose_death_was_ordered_from_outside_is_never_refused,
+        quarantine::who_stops_its_worker_is_given_up_and_not_refused,
+        quarantine::who_crashes_its_worker_after_speaking_is_found_too,
+        quarantine::questions_that_crash_the_worker_are_refused,
+        quarantine::a_suspect_that_leaves_or_is_late_holds_nobody_up,
+        quarantine::a_suspect_that_gets_far_lets_others_in,
+        quarantine::a_model_that_answers_nothing_is_not_the_requests_fault,
     ]
 }
 
@@ -124,23 +170,42 @@ fn act_as_worker(part: &str) {
             std::thread::sleep(2 * PATIENCE);
         }
         "dies-at-once" => exit_with_3(),
-        other => panic!("no such part: {other}"),
+        other => {
+            let (kind, notes) = other.split_once(':').expect("no such part");
+            let script = Arc::new(Script::default());
+            let (step, load) = match kind {
+                "sleepy" => (50, 300),
+                _ => (2, 0),
+            };
+            script.take_time(Duration::from_millis(step));
+            let notes = notes.into();
+            let load = Duration::from_millis(load);
+            let backend = poison::PoisonedBackend {
+                script,
+                notes,
+                load,
+            };
+            process::main(&backend).unwrap();
+        }
     }
 }
 
 #[expect(clippy::exit, reason = "the end that is tested")]
-fn exit_with_3() {
+fn exit_with_3() -> ! {
     std::process::exit(3);
 }
 
 /// Serves a request for ever with a worker of its own, and says who that is.
 #[expect(clippy::print_stdout, reason = "the test reads it")]
-fn act_as_front() {
+fn act_as_front(phase: Option<&String>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
+        if let Some(phase) = phase {
+            return phases::stay_in(phase).await;
+        }
         let engine = EngineHandle::start(with_worker("steady", 2, 2)).unwrap();
         engine.loaded().await;
         let _generation = engine.submit(request("loop:x|")).unwrap();
@@ -430,7 +495,7 @@ async fn frames_cut_at_every_byte_end_in_a_restart() {
             matches!(
                 last,
                 Some(Event::Failed(
-                    EngineError::EngineDied(_) | EngineError::NotReady(_)
+                    EngineError::EngineDied(_) | EngineError::NotReady(_) | EngineError::Refused(_)
                 ))
             ),
             "cut at {cut}: {last:?}"

@@ -1,8 +1,8 @@
 //! The connection to one worker: frames in and out by tasks of their own, the count of its silence, and how it ended.
 
-use super::EngineOptions;
 use super::launch::{Ending, Launched};
 use super::wire::{self, FromWorker, RequestId};
+use super::{EngineOptions, WorkerStats};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
@@ -11,6 +11,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+/// How often deadlines are looked at of requests that no worker has.
+pub(super) const EXPIRY_POLL: Duration = Duration::from_millis(250);
 /// Parts of the stall limit that are counted.
 const STALL_TICKS: u32 = 10;
 /// A silent worker that computes gets this many stall limits: cores that others use as well slow a step down by factors, not
@@ -18,6 +20,8 @@ const STALL_TICKS: u32 = 10;
 const PATIENCE_WITH_COMPUTING: u32 = 12;
 /// Processor time that tells a computing worker from one that is stopped or waits for ever, as a part of the silence.
 const COMPUTING: f64 = 0.02;
+/// A cancel takes effect within one step, which is rarely longer.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a worker may take to end when asked.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -27,8 +31,15 @@ pub(super) enum Over {
     Stopped,
     /// It said that the model can't be loaded.
     LoadFailed(String),
-    /// It died, hung, or spoke nonsense.
+    /// It hung, spoke nonsense, or ended in a way that says nothing about its requests.
     Died(String),
+    /// It crashed: one of its requests may be to blame.
+    Crashed {
+        /// How it ended.
+        reason: String,
+        /// The signal, if it was one; a status otherwise.
+        signal: Option<i32>,
+    },
     /// Somebody else killed it: no request is to blame.
     Killed(String),
 }
@@ -45,8 +56,12 @@ pub(super) enum Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn is_submit_of(&self, request: RequestId) -> bool {
-        matches!(self, Self::Submit(id) if *id == request)
+    /// Whose request it is, if it is one.
+    pub(super) fn submitted(&self) -> Option<RequestId> {
+        match self {
+            Self::Submit(id) => Some(*id),
+            Self::Cancel { .. } => None,
+        }
     }
 }
 
@@ -55,6 +70,8 @@ pub(super) struct Life {
     pub(super) outgoing: mpsc::Sender<Vec<u8>>,
     pub(super) frames: mpsc::Receiver<io::Result<FromWorker>>,
     pub(super) ticks: tokio::time::Interval,
+    /// When to look after requests that are held back.
+    pub(super) looks: tokio::time::Interval,
     /// What is to be written, in order.
     pub(super) waiting: VecDeque<Outgoing>,
     /// Ticks since the worker was last heard.
@@ -68,6 +85,8 @@ pub(super) struct Life {
     pub(super) greeted: bool,
     /// Whether its model is loaded.
     pub(super) ready: bool,
+    /// A request that was cancelled may still be in its step, until the worker says that it has none, or until this time.
+    leaving: Option<Instant>,
 }
 
 impl Life {
@@ -80,12 +99,15 @@ impl Life {
         let period = (options.stall / STALL_TICKS).max(Duration::from_millis(1));
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(EXPIRY_POLL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let load_ticks = options.load_stall.as_millis() / period.as_millis();
         let load_ticks = u32::try_from(load_ticks).unwrap_or(u32::MAX);
         Self {
             outgoing,
             frames,
             ticks,
+            looks,
             waiting: VecDeque::new(),
             silent_ticks: 0,
             load_ticks,
@@ -93,7 +115,25 @@ impl Life {
             pid,
             greeted: false,
             ready: false,
+            leaving: None,
         }
+    }
+
+    /// A cancel is on its way to the worker.
+    pub(super) fn somebody_leaves(&mut self) {
+        self.leaving = Some(Instant::now() + LEAVING_PATIENCE);
+    }
+
+    /// The worker has told its numbers.
+    pub(super) fn heard(&mut self, stats: &WorkerStats) {
+        if stats.running == 0 && stats.queued == 0 {
+            self.leaving = None;
+        }
+    }
+
+    /// Whether a request that was cancelled may still be in a step.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.is_some_and(|until| Instant::now() < until)
     }
 
     /// Counts the silence of a busy worker in our own ticks. A tick that came late itself (an idle engine, a frozen phone) starts
@@ -240,8 +280,14 @@ fn obituary(ending: &Ending) -> Over {
                 .into(),
         ),
         (Some(15), _) => Over::Killed("killed from outside by signal 15".into()),
-        (Some(signal), _) => Over::Died(format!("it crashed with signal {signal}")),
-        (None, Some(code)) => Over::Died(format!("it ended by itself with status {code}")),
+        (Some(signal), _) => Over::Crashed {
+            reason: format!("it crashed with signal {signal}"),
+            signal: Some(signal),
+        },
+        (None, Some(code)) => Over::Crashed {
+            reason: format!("it ended by itself with status {code}"),
+            signal: None,
+        },
         (None, None) => Over::Died("it ended".into()),
     }
 }
@@ -258,7 +304,7 @@ mod tests {
         }
     }
 
-    /// Who is to blame decides whether the requests that were there have used up an attempt.
+    /// Who is to blame decides whether the requests that were there are suspected.
     #[test]
     fn an_obituary_tells_a_kill_from_a_death() {
         for (signal, code, killed, words) in [
@@ -272,7 +318,7 @@ mod tests {
         ] {
             let (was_killed, told) = match obituary(&ending(signal, code)) {
                 Over::Killed(told) => (true, told),
-                Over::Died(told) => (false, told),
+                Over::Died(told) | Over::Crashed { reason: told, .. } => (false, told),
                 Over::Stopped | Over::LoadFailed(_) => panic!("it was not asked to end"),
             };
             assert_eq!(was_killed, killed, "{told}");

@@ -10,6 +10,7 @@ mod connection;
 mod formats;
 mod handle;
 mod launch;
+mod quarantine;
 mod questions;
 mod supervisor;
 

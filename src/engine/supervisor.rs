@@ -4,10 +4,17 @@
 //! a dead worker again, with pauses when it does not get as far as a token. Nothing here waits for a reader: each
 //! route's buffer covers all events that its request can have.
 
-use super::connection::{Life, Outgoing, Over, can_write, finish, read_frames, write_frames};
+mod burial;
+mod gate;
+
+use super::connection::{
+    EXPIRY_POLL, Life, Outgoing, Over, can_write, finish, read_frames, write_frames,
+};
 use super::launch::Spawner;
+use super::quarantine::{Fingerprint, Quarantine};
 use super::wire::{self, BUILD, FromWorker, RequestId, ToWorker};
 use super::{EngineError, EngineOptions, EngineState, Event, Load, Work, WorkerConfig};
+use crate::models::Identity;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -15,14 +22,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Longest pause between two starts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// From this many deaths without a token on, requests are refused during the pause instead of waiting for it.
 const HOPELESS_DEATHS: u32 = 3;
-/// How often deadlines are looked at while there is no worker.
-const EXPIRY_POLL: Duration = Duration::from_millis(250);
-/// How often a request may be handed to a worker that dies before it answers.
-const ATTEMPTS: u32 = 2;
 
 /// What handles ask of the supervisor.
 pub(super) enum Command {
@@ -66,8 +67,12 @@ pub(super) fn start(
         state,
         load,
         routes: BTreeMap::new(),
+        quarantine: Quarantine::default(),
         loaded_once: false,
+        loaded_file: None,
+        left_behind: false,
         barren_deaths: 0,
+        excused: 0,
     };
     tokio::spawn(supervisor.run(permit));
     Ok((state_reader, load_reader))
@@ -82,10 +87,27 @@ struct Route {
     /// When it was last handed to a worker.
     sent: Option<Instant>,
     attempts: u32,
+    /// How far the worker that has it is with it.
+    stage: Stage,
     accepted: bool,
     started: Option<Instant>,
     /// Whether text went out: then it can't be served anew.
     spoke: bool,
+    /// How many bytes of it.
+    said: usize,
+    /// What it is to the quarantine; known of all routes while that is not empty.
+    fingerprint: Option<Fingerprint>,
+}
+
+/// How far a worker is with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is on its way, or being tokenised; or it is a question.
+    Prepares,
+    /// It waits for a sequence: nothing is computed for it.
+    Waits,
+    /// It has rows in the worker's steps.
+    Runs,
 }
 
 struct Supervisor {
@@ -96,9 +118,16 @@ struct Supervisor {
     load: watch::Sender<Load>,
     /// In order of arrival.
     routes: BTreeMap<RequestId, Route>,
+    quarantine: Quarantine,
     loaded_once: bool,
+    /// The file that was last loaded.
+    loaded_file: Option<Identity>,
+    /// Whether a request that was cancelled may have been in the last worker's last step.
+    left_behind: bool,
     /// Deaths since a token was last served.
     barren_deaths: u32,
+    /// Requests refused since then whose deaths were not counted.
+    excused: u32,
 }
 
 impl Supervisor {
@@ -184,6 +213,7 @@ impl Supervisor {
         let writer = tokio::spawn(write_frames(write, frames_out));
         let mut life = Life::new(&self.options, launched.pid, outgoing, frames);
         let over = self.serve(&mut life).await;
+        self.left_behind = life.is_leaving();
         drop(life);
         let over = finish(over, &mut launched).await;
         reader.abort();
@@ -210,6 +240,7 @@ impl Supervisor {
         loop {
             // An idle engine must not wake the processor ten times a stall limit.
             let busy = !life.ready || self.routes.values().any(|route| route.sent.is_some());
+            let next = self.next(life);
             let step = tokio::select! {
                 frame = life.frames.recv() => self.on_frame(life, frame),
                 command = self.commands.recv() => self.on_command(Some(life), command),
@@ -217,8 +248,15 @@ impl Supervisor {
                     self.expire();
                     life.tick(due)
                 }
-                () = can_write(&life.outgoing), if !life.waiting.is_empty() => {
-                    self.write_next(life);
+                () = can_write(&life.outgoing), if next.is_some() => {
+                    if let Some(next) = next.and_then(|next| life.waiting.remove(next)) {
+                        self.write(life, next);
+                    }
+                    Ok(())
+                }
+                // Deadlines go on for who waits while somebody runs alone, or until somebody can.
+                _ = life.looks.tick(), if next.is_none() && !life.waiting.is_empty() => {
+                    self.expire();
                     Ok(())
                 }
             };
@@ -254,9 +292,13 @@ impl Supervisor {
                 Ok(())
             }
             Some(Ok(FromWorker::LoadFailed { reason })) => Err(Over::LoadFailed(reason)),
+            Some(Ok(FromWorker::Loaded(_))) if life.ready => {
+                Err(Over::Died("it loaded a second time".into()))
+            }
             Some(Ok(FromWorker::Loaded(info))) => {
                 life.ready = true;
                 self.loaded_once = true;
+                self.loaded_file = Identity::of(&self.options.config.model);
                 tracing::info!(worker = ?self.load.borrow().pid, load_ms = info.load_ms.round(), "model loaded");
                 self.state.send_replace(EngineState::Ready(Arc::new(*info)));
                 life.waiting
@@ -264,6 +306,7 @@ impl Supervisor {
                 Ok(())
             }
             Some(Ok(FromWorker::Step { events, stats })) => {
+                life.heard(&stats);
                 self.load.send_modify(|load| load.worker = stats);
                 for (id, event) in events {
                     self.on_event(id, event);
@@ -280,15 +323,27 @@ impl Supervisor {
             return;
         };
         let now = Instant::now();
+        match &event {
+            Event::Accepted { .. } => route.stage = Stage::Waits,
+            Event::Started { .. } => route.stage = Stage::Runs,
+            _ => {}
+        }
         match &mut event {
             Event::Accepted { .. } if std::mem::replace(&mut route.accepted, true) => return,
             Event::Started { .. } if route.started.replace(now).is_some() => return,
-            Event::Text { .. } | Event::ToolCall { .. } => {
+            Event::Text { text, .. }
+            | Event::ToolCall {
+                arguments: text, ..
+            } => {
                 route.spoke = true;
-                self.barren_deaths = 0;
+                route.said += text.len();
+                if let Some(fingerprint) = &route.fingerprint {
+                    self.quarantine.says(fingerprint, route.said);
+                }
+                (self.barren_deaths, self.excused) = (0, 0);
             }
             Event::Finished(outcome) => {
-                self.barren_deaths = 0;
+                (self.barren_deaths, self.excused) = (0, 0);
                 // The worker counts from its own side; what the request waited for it comes on top.
                 let before = route.sent.map_or(0.0, |sent| millis(sent - route.at));
                 outcome.usage.queue_ms += before;
@@ -308,6 +363,12 @@ impl Supervisor {
             _ => {}
         }
         let last = event.is_last();
+        if matches!(event, Event::Finished(_) | Event::Answered(_))
+            && let Some(fingerprint) = &route.fingerprint
+        {
+            // Suspects run alone, so this one did.
+            self.quarantine.clear(fingerprint);
+        }
         if let Err(mpsc::error::TrySendError::Full(_)) = route.events.try_send(event) {
             tracing::error!(
                 request = id,
@@ -334,15 +395,28 @@ impl Supervisor {
                 events,
                 at,
             }) => {
+                let known = !self.quarantine.is_empty();
+                let fingerprint = known.then(|| self.quarantine.fingerprint(&work));
+                if let Some(fingerprint) = &fingerprint
+                    && let Some(refusal) = self.quarantine.refusal(fingerprint)
+                {
+                    tracing::warn!(%fingerprint, "a request that crashes the worker was refused");
+                    // A reader that has left needs no error.
+                    let _ = events.try_send(Event::Failed(refusal));
+                    return Ok(());
+                }
                 let route = Route {
                     work,
                     events,
                     at,
                     sent: None,
                     attempts: 0,
+                    stage: Stage::Prepares,
                     accepted: false,
                     started: None,
                     spoke: false,
+                    said: 0,
+                    fingerprint,
                 };
                 self.routes.insert(id, route);
                 if let Some(life) = life.filter(|life| life.ready) {
@@ -357,7 +431,9 @@ impl Supervisor {
                     .is_some_and(|route| route.sent.is_some());
                 match life {
                     Some(life) if sent => life.waiting.push_back(Outgoing::Cancel { id, place }),
-                    Some(life) => life.waiting.retain(|waiting| !waiting.is_submit_of(id)),
+                    Some(life) => life
+                        .waiting
+                        .retain(|waiting| waiting.submitted() != Some(id)),
                     None => {}
                 }
                 Ok(())
@@ -365,103 +441,14 @@ impl Supervisor {
         }
     }
 
-    /// Hands what waits longest to the writer. A request that was cancelled before that is never written; the place of one
-    /// that was cancelled later is free when the worker is being told. So what waits is never more than there are places.
-    fn write_next(&mut self, life: &mut Life) {
-        let Some(next) = life.waiting.pop_front() else {
-            return;
-        };
-        let (frame, _place) = match next {
-            Outgoing::Submit(id) => (self.hand_over(life, id), None),
-            Outgoing::Cancel { id, place } => {
-                (wire::encode(&ToWorker::Cancel { id }).ok(), Some(place))
-            }
-        };
-        if let Some(frame) = frame {
-            life.write(frame);
-        }
-    }
-
-    /// A route's request as a frame, noted as sent.
-    fn hand_over(&mut self, life: &mut Life, id: RequestId) -> Option<Vec<u8>> {
-        let route = self.routes.get(&id)?;
-        let mut work = route.work.clone();
-        if let Some(deadline) = work.deadline_ms_mut() {
-            let gone = u64::try_from(route.at.elapsed().as_millis()).unwrap_or(u64::MAX);
-            *deadline = deadline.saturating_sub(gone);
-        }
-        if self.routes.values().all(|route| route.sent.is_none()) {
-            life.silent_ticks = 0;
-        }
-        match wire::encode(&ToWorker::Submit { id, work }) {
-            Ok(frame) => {
-                let route = self.routes.get_mut(&id)?;
-                route.sent = Some(Instant::now());
-                route.attempts += 1;
-                Some(frame)
-            }
-            Err(error) => {
-                let failed = EngineError::BadRequest(format!("the request is too large: {error}"));
-                self.on_event(id, Event::Failed(failed));
-                None
-            }
-        }
-    }
-
-    /// Ends or keeps the routes of a worker that is gone, and says how long to pause.
-    fn bury(&mut self, over: &Over) -> Duration {
-        self.barren_deaths += 1;
-        let pause =
-            self.options.restart_pause * 2u32.pow(self.barren_deaths.saturating_sub(2).min(10));
-        let mut pause = pause.min(LONGEST_PAUSE);
-        match over {
-            Over::Stopped => {}
-            Over::LoadFailed(reason) => {
-                // The first time it is the program's last word, and main says it.
-                if self.loaded_once {
-                    tracing::error!(reason, "the model can't be loaded");
-                }
-                self.fail_all(&EngineError::NotReady(reason.clone()));
-                self.state.send_replace(EngineState::Failed {
-                    reason: reason.clone(),
-                });
-            }
-            Over::Died(reason) | Over::Killed(reason) => {
-                if self.loaded_once {
-                    tracing::error!(reason, in_flight = self.routes.len(), "the worker died");
-                }
-                if self.barren_deaths == 1 && self.loaded_once {
-                    pause = Duration::ZERO;
-                }
-                self.end_routes(reason, matches!(over, Over::Died(_)));
-                self.state.send_replace(EngineState::Restarting {
-                    reason: reason.clone(),
-                });
-            }
-        }
-        pause
-    }
-
-    /// Requests that have said nothing yet are kept for the next worker; the others get their terminal error, and so does one
-    /// that has had its attempts. A worker that was killed from outside is no attempt.
-    fn end_routes(&mut self, reason: &str, to_blame: bool) {
-        let ended = self.routes.extract_if(.., |_, route| {
-            if route.sent.take().is_some() && !to_blame {
-                route.attempts -= 1;
-            }
-            route.spoke || route.attempts >= ATTEMPTS
-        });
-        for (_, route) in ended {
-            let died = Event::Failed(EngineError::EngineDied(reason.to_owned()));
-            // A reader that has left needs no error.
-            let _ = route.events.try_send(died);
-        }
-    }
-
     async fn pause(&mut self, pause: Duration, over: &Over) -> std::ops::ControlFlow<()> {
         let until = Instant::now() + pause;
         let failed = matches!(over, Over::LoadFailed(_));
-        let (Over::Died(reason) | Over::Killed(reason) | Over::LoadFailed(reason)) = over else {
+        let (Over::Died(reason)
+        | Over::Crashed { reason, .. }
+        | Over::Killed(reason)
+        | Over::LoadFailed(reason)) = over
+        else {
             return std::ops::ControlFlow::Break(());
         };
         loop {

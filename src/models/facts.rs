@@ -58,7 +58,7 @@ pub struct Facts {
 
 /// What tells a file from another one at the same path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -66,7 +66,8 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(path: &Path) -> Option<Self> {
+    /// Of the file that is there now.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let about = std::fs::metadata(path).ok()?;
         Some(Self {
             device: about.dev(),

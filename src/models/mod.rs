@@ -23,6 +23,7 @@ mod tuned;
 pub use catalogue::{Catalogue, Entry};
 pub use collection::{Collection, CollectionError, FindError};
 pub use digest::{Digest, verify};
+pub(crate) use facts::Identity;
 pub use facts::{Facts, Model, SamplingDefaults};
 pub use families::Family;
 pub use library::{Library, Listed, NoModel, SharedName};

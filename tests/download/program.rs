@@ -78,7 +78,7 @@ fn run(hub: &Hub, place: &Place, arguments: &[&str]) -> (Option<i32>, String, St
     output(pull(hub, place.folder.path(), arguments))
 }
 
-fn output(mut command: Command) -> (Option<i32>, String, String) {
+pub(crate) fn output(mut command: Command) -> (Option<i32>, String, String) {
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (

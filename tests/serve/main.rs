@@ -4,7 +4,6 @@
 #![cfg(feature = "llama")]
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
-#[expect(dead_code, reason = "the tests of the HTTP layer need more of it")]
 #[path = "../support/client.rs"]
 mod client;
 #[path = "../support/models.rs"]
@@ -16,8 +15,10 @@ mod server;
 mod answers;
 mod cores;
 mod drain;
+mod faults;
 mod first;
 mod help;
+mod isolation;
 mod outages;
 mod quota;
 mod readers;

@@ -5,6 +5,7 @@ use crate::models::test_model;
 use crate::program::{PATIENCE, Program, until};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -49,8 +50,17 @@ impl Server {
 
     /// Starts one and waits until it listens.
     pub(crate) async fn listening(flags: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        Self::of_model(&test_model(FILE), flags, change).await
+    }
+
+    /// The same, with the model of another file.
+    pub(crate) async fn of_model(
+        model: &Path,
+        flags: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let program = Program::start(&["serve"], |command| {
-            command.arg(test_model(FILE)).args(flags).envs(DEFAULTS);
+            command.arg(model).args(flags).envs(DEFAULTS);
             change(command);
         });
         Self::of(program, 1).await

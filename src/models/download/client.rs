@@ -214,6 +214,14 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
+/// How the standard library says that the name service has no answer.
+const NO_ADDRESS: &str = "failed to lookup address information";
+
+fn unknown_host(url: &Uri) -> String {
+    let host = url.host().unwrap_or_default();
+    format!("the name of the host {host} is unknown: is there a network, and a name service?")
+}
+
 /// What an error of the library means here. Its texts are used only where they can't hold a URL or a header.
 pub(super) fn fault(error: ureq::Error, url: &Uri) -> Fault {
     use ureq::Error;
@@ -228,8 +236,12 @@ pub(super) fn fault(error: ureq::Error, url: &Uri) -> Fault {
         },
         Error::BadUri(_) | Error::Http(_) => Fault::Final(bad("it is no URL that can be asked")),
         Error::InvalidProxyUrl => Fault::Final(bad("the proxy of the environment is no URL")),
-        Error::HostNotFound => Fault::again("the host's name is unknown"),
+        Error::HostNotFound => Fault::again(unknown_host(url)),
         Error::Timeout(what) => Fault::again(format!("it took too long ({what:?})")),
+        // The standard library gives it no kind of its own.
+        Error::Io(error) if error.to_string().starts_with(NO_ADDRESS) => {
+            Fault::again(unknown_host(url))
+        }
         Error::Io(error) => Fault::again(error.to_string()),
         Error::Protocol(_) | Error::LargeResponseHeader(..) | Error::BodyStalled => {
             Fault::again("the answer breaks the rules of HTTP")
