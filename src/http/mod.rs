@@ -23,6 +23,7 @@ mod openai;
 mod openapi;
 mod phone;
 mod probes;
+mod read;
 mod schema;
 mod socket;
 mod timings;
@@ -33,6 +34,7 @@ pub use foreign::Origins;
 pub use keys::{ApiKey, KeyFileError, Keys};
 pub use lifecycle::Lifecycle;
 pub use listen::Peer;
+pub use read::read_body;
 
 use axum::Router;
 use axum::extract::{Request, State};
