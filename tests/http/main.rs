@@ -13,5 +13,6 @@ mod openai;
 mod openapi;
 mod router;
 mod state;
+mod strangers;
 mod stream;
 mod text;

@@ -15,6 +15,7 @@ mod server;
 
 mod answers;
 mod cores;
+mod crowds;
 mod drain;
 mod first;
 mod help;
