@@ -24,6 +24,9 @@ SMALL_MODEL := smollm2-135m
 MODEL ?= $(SMALL_MODEL)
 ARGS ?=
 SECONDS ?= 600
+TARGET ?= gguf
+MINUTES ?= 30
+SBOM ?= $(or $(CARGO_TARGET_DIR),target)/pocket-llm.cdx.json
 # The model names of the phone app's clients, answered by the small model so that their curl lines work as they are.
 ALIASES := $(if $(filter $(SMALL_MODEL),$(MODEL)),--alias 'GEMMA_3_1B_IT$(comma)gemma-3n-e2b-it')
 
@@ -68,6 +71,7 @@ lint: k8s-check ## Check format, clippy, docs, licences and sources of dependenc
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps
 	tools/check_dependencies.sh $(CARGO_DENY)
+	$(PYTHON) tools/sbom.py
 	if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); fi
 
 .PHONY: k8s-check
@@ -90,11 +94,20 @@ cargo-bench: test-models ## Run the criterion benchmarks of our own code
 	cargo bench
 
 .PHONY: fuzz
-fuzz: ## Fuzz what reads strangers' files for SECONDS (600); needs rustup's nightly toolchain
+fuzz: ## Fuzz one TARGET (gguf, bodies, template, text, scheduler) for SECONDS (600); needs rustup's nightly toolchain
 	[ -x $(CARGO_FUZZ) ] || cargo install --quiet --locked --version 0.13.2 --root $(CARGO_FUZZ:/bin/cargo-fuzz=) cargo-fuzz
-	mkdir -p $(POCKET_LLM_CACHE)/fuzz/gguf
-	PATH=$(dir $(CARGO_FUZZ)):$$PATH cargo +nightly fuzz run gguf $(POCKET_LLM_CACHE)/fuzz/gguf fuzz/corpus/gguf -- \
-	  -max_total_time=$(SECONDS) -max_len=16384 -timeout=5
+	mkdir -p $(POCKET_LLM_CACHE)/fuzz/$(TARGET)
+	PATH=$(dir $(CARGO_FUZZ)):$$PATH cargo +nightly fuzz run $(TARGET) $(POCKET_LLM_CACHE)/fuzz/$(TARGET) fuzz/corpus/$(TARGET) -- \
+	  -max_total_time=$(SECONDS) -max_len=$(if $(filter gguf,$(TARGET)),16384,4096) -timeout=5
+
+.PHONY: soak
+soak: build test-models ## Use a real server hard for MINUTES (30), kill its worker 20 times, and check every answer
+	$(PYTHON) tools/soak.py --server $(BINARY) --model "$$($(GET) --path '$(SMALL_MODEL)')" \
+	  --others $(POCKET_LLM_TEST_MODELS)/qwen2.5-tiny.gguf $(POCKET_LLM_TEST_MODELS)/gemma3-tiny.gguf --minutes $(MINUTES) $(ARGS)
+
+.PHONY: sbom
+sbom: setup ## List what the package for phones is made of, as CycloneDX JSON in $(SBOM)
+	$(PYTHON) tools/sbom.py --output $(SBOM)
 
 .PHONY: arm64
 arm64: ## Build for ARM64 phones on another machine: program and libraries, into target/arm64-dist

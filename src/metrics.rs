@@ -51,6 +51,8 @@ impl Outcome {
 pub enum Limit {
     /// Every place for requests was taken.
     Places,
+    /// A client had as many places as one may have.
+    ClientShare,
     /// Bodies that are being read hold all the memory set aside for them.
     BodyMemory,
     /// A request body was too large.
@@ -68,8 +70,9 @@ pub enum Limit {
 }
 
 impl Limit {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Places,
+        Self::ClientShare,
         Self::BodyMemory,
         Self::BodySize,
         Self::BodyTime,
@@ -82,6 +85,7 @@ impl Limit {
     fn as_str(self) -> &'static str {
         match self {
             Self::Places => "places",
+            Self::ClientShare => "client_share",
             Self::BodyMemory => "body_memory",
             Self::BodySize => "body_size",
             Self::BodyTime => "body_time",

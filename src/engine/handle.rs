@@ -1,5 +1,6 @@
 //! The handle on an engine that the rest of the program holds: submit a request, read its events, drop to cancel.
 
+use super::places::{Between, Flow, Queued, Share, Shares, refusal, rows};
 use super::supervisor::{self, Command};
 use super::{
     Answer, DEFAULT_CONTEXT_PER_SEQUENCE, EngineError, Event, Launch, ModelInfo, Question, Request,
@@ -67,8 +68,22 @@ pub struct Load {
     pub pid: Option<u32>,
     /// Mean seconds that late requests ran, 0 before the first.
     pub request_seconds: f64,
+    /// Requests that were answered, with all workers.
+    pub served: u64,
     /// What workers that are gone had counted; add it to `worker` for totals.
     pub before: WorkerStats,
+}
+
+impl Load {
+    /// Counts an answer that took so many seconds from its start to its end.
+    pub(super) fn answered(&mut self, seconds: f64) {
+        self.request_seconds = if self.served == 0 {
+            seconds
+        } else {
+            0.9 * self.request_seconds + 0.1 * seconds
+        };
+        self.served += 1;
+    }
 }
 
 /// A running engine. Clones are handles on the same one.
@@ -81,7 +96,10 @@ struct Shared {
     commands: mpsc::Sender<Command>,
     places: Arc<Semaphore>,
     total_places: u32,
+    shares: Arc<Shares>,
     parallel: u32,
+    /// Tokens that a sequence has room for at most.
+    share: u32,
     event_capacity: usize,
     next_id: AtomicU64,
     stopping: AtomicBool,
@@ -125,7 +143,9 @@ impl EngineHandle {
                 commands,
                 places: Arc::new(Semaphore::new(places as usize)),
                 total_places: places,
+                shares: Arc::default(),
                 parallel,
+                share,
                 event_capacity: 2 * share as usize + 16,
                 next_id: AtomicU64::new(1),
                 stopping: AtomicBool::new(false),
@@ -137,12 +157,40 @@ impl EngineHandle {
 
     /// Takes a place for the request, or says at once why there is none.
     pub fn submit(&self, request: Request) -> Result<Generation, EngineError> {
-        self.hand_in(Work::Generate(Box::new(request)))
+        self.generate(request, Between::Ourselves)
+    }
+
+    /// The same for one of many clients: none of them gets so many places that nothing is left for others.
+    pub fn submit_fairly(&self, request: Request) -> Result<Generation, EngineError> {
+        self.generate(request, Between::Strangers)
+    }
+
+    fn generate(&self, request: Request, between: Between) -> Result<Generation, EngineError> {
+        let client = request.client.clone();
+        self.hand_in(&client, Work::Generate(Box::new(request)), between)
     }
 
     /// Asks the model something that needs no sampling. It takes a place as a request does.
     pub async fn ask(&self, question: Question) -> Result<Answer, EngineError> {
-        let mut asked = self.hand_in(Work::Ask(Box::new(question)))?;
+        self.put("", question, Between::Ourselves).await
+    }
+
+    /// The same for one of many clients, as in [`EngineHandle::submit_fairly`].
+    pub async fn ask_fairly(
+        &self,
+        client: &str,
+        question: Question,
+    ) -> Result<Answer, EngineError> {
+        self.put(client, question, Between::Strangers).await
+    }
+
+    async fn put(
+        &self,
+        client: &str,
+        question: Question,
+        between: Between,
+    ) -> Result<Answer, EngineError> {
+        let mut asked = self.hand_in(client, Work::Ask(Box::new(question)), between)?;
         loop {
             match asked.next().await {
                 Some(Event::Answered(answer)) => return Ok(answer),
@@ -155,32 +203,43 @@ impl EngineHandle {
         }
     }
 
-    fn hand_in(&self, work: Work) -> Result<Generation, EngineError> {
+    fn hand_in(
+        &self,
+        client: &str,
+        work: Work,
+        between: Between,
+    ) -> Result<Generation, EngineError> {
         let shared = &self.shared;
         if shared.stopping.load(Ordering::Acquire) {
             return Err(EngineError::ShuttingDown);
         }
-        let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() else {
-            return Err(EngineError::Overloaded {
-                places: shared.total_places,
-                retry_after_seconds: self.retry_after_seconds(),
-            });
-        };
+        let taken = shared.shares.take(
+            client,
+            rows(&work, shared.share),
+            |own| between.allows(own, self.free(), self.sequences()),
+            || Arc::clone(&shared.places).try_acquire_owned().ok(),
+        );
+        let (share, place) = taken.map_err(|refused| {
+            let clients = shared.shares.clients();
+            refusal(refused, shared.total_places, self.flow(), clients)
+        })?;
         let (sender, events) = mpsc::channel(shared.event_capacity);
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let at = Instant::now();
+        let deadline = work.deadline_ms().map(Duration::from_millis);
         let command = Command::Submit {
             id,
             work,
             events: sender,
-            at: Instant::now(),
+            at,
         };
         shared.commands.try_send(command).map_err(|_| self.over())?;
-        let commands = shared.commands.clone();
         Ok(Generation {
             id,
             events,
-            commands,
-            place: Some(place),
+            engine: self.clone(),
+            deadline: deadline.map(|deadline| at + deadline),
+            held: Some((place, share)),
         })
     }
 
@@ -192,19 +251,34 @@ impl EngineHandle {
         }
     }
 
-    /// Seconds after which a place is likely to be free, from the speed of late requests.
-    fn retry_after_seconds(&self) -> u32 {
-        let mean = self.shared.load.borrow().request_seconds;
-        let seconds = (mean / f64::from(self.shared.parallel.max(1)))
-            .ceil()
-            .clamp(1.0, 120.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "clamped"
-        )]
-        let seconds = seconds as u32;
-        seconds
+    /// How fast requests go through now.
+    fn flow(&self) -> Flow {
+        let mean_rows = self.shared.shares.mean_rows();
+        Flow::new(&self.shared.load.borrow(), self.sequences(), mean_rows)
+    }
+
+    /// Sequences of the model; before it is loaded, those that were asked for.
+    fn sequences(&self) -> u32 {
+        match &*self.shared.state.borrow() {
+            EngineState::Ready(info) if info.sequences > 0 => info.sequences,
+            _ => self.shared.parallel,
+        }
+    }
+
+    /// Where a request stands of which the worker says that so many are ahead ([`Event::Accepted`]).
+    pub fn queued(&self, position: u32) -> Queued {
+        let wait = if self.is_full() {
+            self.flow().wait(position)
+        } else {
+            Some(Duration::ZERO)
+        };
+        Queued { position, wait }
+    }
+
+    /// Whether every sequence is taken and somebody waits for one, as the worker said last.
+    fn is_full(&self) -> bool {
+        let load = self.shared.load.borrow();
+        load.worker.running >= self.sequences() && load.worker.queued > 0
     }
 
     /// Where the engine stands now.
@@ -229,8 +303,11 @@ impl EngineHandle {
 
     /// Requests that run or wait (in the front or in the worker).
     pub fn in_flight(&self) -> u32 {
-        let free = u32::try_from(self.shared.places.available_permits()).unwrap_or(u32::MAX);
-        self.shared.total_places.saturating_sub(free)
+        self.shared.total_places.saturating_sub(self.free())
+    }
+
+    fn free(&self) -> u32 {
+        u32::try_from(self.shared.places.available_permits()).unwrap_or(u32::MAX)
     }
 
     /// Requests that may run or wait at once.
@@ -260,42 +337,64 @@ impl EngineHandle {
 pub struct Generation {
     id: super::wire::RequestId,
     events: mpsc::Receiver<Event>,
-    commands: mpsc::Sender<Command>,
-    place: Option<OwnedSemaphorePermit>,
+    engine: EngineHandle,
+    deadline: Option<Instant>,
+    /// Until the last event.
+    held: Option<(OwnedSemaphorePermit, Share)>,
 }
 
 impl Generation {
     /// The next event; `None` after the terminal one.
     pub async fn next(&mut self) -> Option<Event> {
-        self.place.as_ref()?;
+        self.held.as_ref()?;
         // The supervisor ends the routes that it has; a request without an event came as it went.
         let gone = Event::Failed(EngineError::ShuttingDown);
         let event = self.events.recv().await.unwrap_or(gone);
-        if event.is_last() {
-            self.place = None;
-        }
-        Some(event)
+        Some(self.seen(event))
     }
 
     /// The next event if it is there already.
     pub fn try_next(&mut self) -> Option<Event> {
-        self.place.as_ref()?;
+        self.held.as_ref()?;
         let event = self.events.try_recv().ok()?;
-        if event.is_last() {
-            self.place = None;
+        Some(self.seen(event))
+    }
+
+    fn seen(&mut self, event: Event) -> Event {
+        if let Event::Accepted { position, .. } = event
+            && let Some(error) = self.hopeless(position)
+        {
+            self.cancel();
+            return Event::Failed(error);
         }
-        Some(event)
+        if event.is_last() {
+            self.held = None;
+        }
+        event
+    }
+
+    /// Whether the request would only wait for its deadline, and so takes others' time for nothing.
+    fn hopeless(&self, position: u32) -> Option<EngineError> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        let wait = self.engine.queued(position).wait?;
+        let is_hopeless = self.engine.flow().is_hopeless(wait, left);
+        is_hopeless.then(|| EngineError::DeadlineUnreachable {
+            wait_seconds: u32::try_from(wait.as_secs().max(1)).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn cancel(&mut self) {
+        if let Some((place, _share)) = self.held.take() {
+            // The place travels with the message and is free when the cancel has been read. So messages never
+            // outnumber places twice, and there is always room; an error means that the supervisor is gone.
+            let cancel = Command::Cancel { id: self.id, place };
+            let _ = self.engine.shared.commands.try_send(cancel);
+        }
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            // The place travels with the message and is free when the cancel has been read. So messages never
-            // outnumber places twice, and there is always room; an error means that the supervisor is gone.
-            let _ = self
-                .commands
-                .try_send(Command::Cancel { id: self.id, place });
-        }
+        self.cancel();
     }
 }

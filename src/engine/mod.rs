@@ -10,6 +10,7 @@ mod connection;
 mod formats;
 mod handle;
 mod launch;
+mod places;
 mod quarantine;
 mod questions;
 mod supervisor;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 pub use formats::{Format, Tool, ToolCall, ToolChoice, Tools};
 pub use handle::{EngineHandle, EngineOptions, EngineState, Generation, Load};
 pub use launch::{Launch, Launched};
+pub use places::Queued;
 pub use questions::{Answer, Embedded, Pooling, Question, Work};
 
 /// A token id of the model's vocabulary.
@@ -332,6 +334,24 @@ pub enum EngineError {
         places: u32,
         /// Estimated from the speed of late requests.
         retry_after_seconds: u32,
+    },
+    /// The client has as many places as one may have.
+    #[error(
+        "{own} requests of yours are under way, and the places that are left are kept for others: try again in {retry_after_seconds} s"
+    )]
+    ShareTaken {
+        /// Running and waiting requests of this client.
+        own: u32,
+        /// Estimated from the speed of late requests.
+        retry_after_seconds: u32,
+    },
+    /// The deadline would pass in the queue.
+    #[error(
+        "the request would wait about {wait_seconds} s for its turn, and its deadline is before that: ask later, or give it more time"
+    )]
+    DeadlineUnreachable {
+        /// Estimated from the speed of late requests.
+        wait_seconds: u32,
     },
     /// The deadline passed before the first token.
     #[error("the request's deadline passed before an answer began")]

@@ -350,14 +350,7 @@ impl Supervisor {
                 outcome.usage.ttft_ms += before;
                 if let Some(started) = route.started {
                     let seconds = (now - started).as_secs_f64();
-                    self.load.send_modify(|load| {
-                        let mean = &mut load.request_seconds;
-                        *mean = if *mean == 0.0 {
-                            seconds
-                        } else {
-                            0.9 * *mean + 0.1 * seconds
-                        };
-                    });
+                    self.load.send_modify(|load| load.answered(seconds));
                 }
             }
             _ => {}

@@ -57,6 +57,11 @@ pub(super) async fn read(
     mut body: Body,
 ) -> Result<Received, ApiError> {
     let settings = app.settings();
+    if is_encoded(headers) {
+        // What a few bytes unpack to has no bound that is known beforehand.
+        return Err(ApiError::bad_request("compressed bodies are not read")
+            .details("send the body as it is, without `Content-Encoding`"));
+    }
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -86,6 +91,11 @@ pub(super) async fn read(
         memory.cover(app, bytes.len())?;
     }
     Ok(Received { bytes, memory })
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn no_memory() -> ApiError {

@@ -2,12 +2,14 @@
 
 use super::auth::KeyHolder;
 use super::listen::Peer;
-use super::tracked::hex;
+use super::tracked::{hex, millis};
+use crate::engine::Queued;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Characters of a client's own id at most.
 const LONGEST_ID: usize = 128;
@@ -39,12 +41,43 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// Requests ahead of this one when it was accepted.
+const POSITION: HeaderName = HeaderName::from_static("x-queue-position");
+/// How long it was likely to wait for its turn then, in milliseconds.
+const WAIT: HeaderName = HeaderName::from_static("x-estimated-wait-ms");
+
+/// Where the engine's word on a request's place in the queue is kept until its answer's head goes out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct QueueNote(Arc<Mutex<Option<Queued>>>);
+
+impl QueueNote {
+    /// Of several choices the one counts that waits longest.
+    pub(super) fn note(&self, queued: Queued) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.is_none_or(|noted| queued.position >= noted.position) {
+            *noted = Some(queued);
+        }
+    }
+
+    /// Writes it into an answer's head, if the request has come as far as a queue.
+    pub(super) fn write(&self, headers: &mut HeaderMap) {
+        let noted = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queued) = noted {
+            headers.insert(POSITION, queued.position.into());
+            if let Some(wait) = queued.wait {
+                headers.insert(WAIT, millis(wait).into());
+            }
+        }
+    }
+}
+
 /// What a handler needs to know of a request beside its body.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// Between whom the queue is fair: who holds one of several keys; addresses, where there is one key for all or none.
     pub(super) client: String,
     pub(super) id: Option<RequestId>,
+    pub(super) queue: QueueNote,
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -62,6 +95,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
         Ok(Self {
             client: holder.or(peer).unwrap_or_else(|| "unknown".into()),
             id: parts.extensions.get().cloned(),
+            queue: parts.extensions.get().cloned().unwrap_or_default(),
         })
     }
 }

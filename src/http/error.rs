@@ -87,14 +87,14 @@ impl Code {
             Self::RequestTimeout => (408, "REQUEST_TIMEOUT", "body_timeout", "the request's body came too slowly"),
             Self::PayloadTooLarge => (413, "PAYLOAD_TOO_LARGE", "too_large", "the request's body is too large"),
             Self::RequestRefused => (422, "REQUEST_REFUSED", "refused", "this very request ended the model's process before"),
-            Self::Overloaded => (429, "OVERLOADED", "overloaded", "every place is taken; see the header Retry-After"),
+            Self::Overloaded => (429, "OVERLOADED", "overloaded", "every place is taken, or as many as one client may have; see the header Retry-After"),
             Self::AiError => (500, "AI_ERROR", "internal", "a fault of the server; its log knows more"),
             Self::RemovalError => (500, "REMOVAL_ERROR", "internal", "the model's file could not be removed"),
             Self::NotImplemented => (501, "NOT_IMPLEMENTED", "not_implemented", "this server can't do that (yet)"),
             Self::EngineDied => (502, "ENGINE_DIED", "engine_died", "the model's process ended during the request; ask again"),
             Self::NotReady => (503, "NOT_READY", "not_ready", "the model is not loaded; see the header Retry-After"),
             Self::ShuttingDown => (503, "SHUTTING_DOWN", "shutting_down", "the server is going down"),
-            Self::DeadlineExceeded => (504, "DEADLINE_EXCEEDED", "deadline_exceeded", "the request's deadline passed before an answer began"),
+            Self::DeadlineExceeded => (504, "DEADLINE_EXCEEDED", "deadline_exceeded", "the request's deadline passed before an answer began, or would pass in the queue"),
         }
     }
 
@@ -220,6 +220,17 @@ impl From<&EngineError> for ApiError {
             } => Self::new(Code::Overloaded, text)
                 .retry_after(*retry_after_seconds)
                 .limit(Limit::Places),
+            EngineError::ShareTaken {
+                retry_after_seconds,
+                ..
+            } => Self::new(Code::Overloaded, text)
+                .retry_after(*retry_after_seconds)
+                .limit(Limit::ClientShare),
+            EngineError::DeadlineUnreachable { wait_seconds } => {
+                Self::new(Code::DeadlineExceeded, text)
+                    .retry_after(*wait_seconds)
+                    .limit(Limit::Deadline)
+            }
             EngineError::DeadlineExceeded => {
                 Self::new(Code::DeadlineExceeded, text).limit(Limit::Deadline)
             }

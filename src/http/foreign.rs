@@ -19,7 +19,9 @@ use std::net::IpAddr;
 /// The methods that pages of named origins may use.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, DELETE, OPTIONS");
 /// What they may read besides the body.
-const EXPOSED: HeaderValue = HeaderValue::from_static("X-Request-Id, X-Served-By, Retry-After");
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "X-Request-Id, X-Served-By, Retry-After, X-Queue-Position, X-Estimated-Wait-Ms",
+);
 /// Seconds for which a browser may remember what is allowed.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 

@@ -19,7 +19,7 @@ pub(super) struct Group {
     open: usize,
     tracker: Tracker,
     /// The model stays while its generations live.
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Group {
@@ -36,7 +36,7 @@ impl Group {
             let error = format!("this server takes {places} at once");
             Err(ApiError::bad_request("too many answers are asked for").details(error))
         } else {
-            let submit = |request| lease.engine().submit(request);
+            let submit = |request| lease.engine().submit_fairly(request);
             let all: Result<Vec<Generation>, _> = requests.into_iter().map(submit).collect();
             all.map_err(|error| ApiError::from(&error))
         };
@@ -46,7 +46,7 @@ impl Group {
             events,
             open,
             tracker,
-            _lease: lease,
+            lease,
         })
     }
 
@@ -69,7 +69,7 @@ impl Group {
 
     fn seen(&mut self, event: Option<(usize, Event)>) -> Option<(usize, Event)> {
         if let Some((_, event)) = &event {
-            self.tracker.observe(event);
+            self.tracker.observe(event, &self.lease);
             self.open -= usize::from(event.is_last());
         }
         event

@@ -23,6 +23,7 @@ mod openai;
 mod openapi;
 mod phone;
 mod probes;
+mod read;
 mod schema;
 mod socket;
 mod timings;
@@ -33,12 +34,14 @@ pub use foreign::Origins;
 pub use keys::{ApiKey, KeyFileError, Keys};
 pub use lifecycle::Lifecycle;
 pub use listen::Peer;
+pub use read::read_body;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
+use caller::QueueNote;
 
 /// All endpoints, behind the key check, behind the check for other sites' pages.
 pub fn router(app: App) -> Router {
@@ -58,9 +61,12 @@ pub fn router(app: App) -> Router {
 
 /// Headers that every answer carries. While the server drains, clients with open connections are sent away, so that their
 /// next request goes to another pod.
-async fn common_headers(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn common_headers(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let queue = QueueNote::default();
+    request.extensions_mut().insert(queue.clone());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    queue.write(headers);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(name) = app.served_by() {
         headers.insert("x-served-by", name.clone());

@@ -5,7 +5,7 @@
 
 use super::app::App;
 use super::body::Memory;
-use super::caller::{Caller, RequestId};
+use super::caller::{Caller, QueueNote, RequestId};
 use super::error::ApiError;
 use crate::engine::{EngineError, Event, FinishReason, Generation, Request};
 use crate::metrics::{Limit, Outcome, TokenCounts};
@@ -32,6 +32,7 @@ pub(super) struct Tracker {
     open: u32,
     outcome: Option<Outcome>,
     id: Option<RequestId>,
+    queue: QueueNote,
 }
 
 impl Tracker {
@@ -53,6 +54,7 @@ impl Tracker {
             open: 1,
             outcome: None,
             id: None,
+            queue: QueueNote::default(),
         }
     }
 
@@ -60,6 +62,7 @@ impl Tracker {
     pub(super) fn of(app: &App, endpoint: &'static str, caller: Caller) -> Self {
         let mut tracker = Self::new(app, endpoint, caller.client);
         tracker.id = caller.id;
+        tracker.queue = caller.queue;
         tracker
     }
 
@@ -98,10 +101,15 @@ impl Tracker {
         self.outcome = Some(Outcome::Ok);
     }
 
-    pub(super) fn observe(&mut self, event: &Event) {
+    /// Takes note of an event of the leased model.
+    pub(super) fn observe(&mut self, event: &Event, lease: &Lease) {
         match event {
-            Event::Accepted { prompt_tokens, .. } => {
+            Event::Accepted {
+                prompt_tokens,
+                position,
+            } => {
                 self.tokens.prompt = *prompt_tokens;
+                self.queue.note(lease.engine().queued(*position));
                 self.memory = Memory::default();
             }
             Event::Started { cached_tokens } => {
@@ -184,7 +192,7 @@ pub(super) struct Tracked {
     generation: Generation,
     tracker: Tracker,
     /// The model stays while its generation lives.
-    _lease: Lease,
+    lease: Lease,
 }
 
 impl Tracked {
@@ -195,11 +203,11 @@ impl Tracked {
         request: Request,
     ) -> Result<Self, ApiError> {
         tracker.goes_to(&lease.facts().model.name, 1);
-        match lease.engine().submit(request) {
+        match lease.engine().submit_fairly(request) {
             Ok(generation) => Ok(Self {
                 generation,
                 tracker,
-                _lease: lease,
+                lease,
             }),
             Err(error) => {
                 let error = ApiError::from(&error);
@@ -228,7 +236,7 @@ impl Tracked {
 
     fn seen(&mut self, event: Option<Event>) -> Option<Event> {
         if let Some(event) = &event {
-            self.tracker.observe(event);
+            self.tracker.observe(event, &self.lease);
         }
         event
     }

@@ -1,6 +1,6 @@
 //! Limits: what happens at each of them, and that the rest of the server does not notice.
 
-use crate::support::client::Connection;
+use crate::support::client::{Connection, ask};
 use crate::support::scripted_worker::{accepted, finished, text};
 use crate::support::{Server, until, within};
 use pocket_llm::engine::FinishReason;
@@ -183,6 +183,108 @@ async fn slow_senders_are_cut_off() {
     idle.send("GET", "/livez", &[], b"").await;
     assert_eq!(idle.response().await.status, 200);
     assert!(idle.is_closed().await);
+}
+
+/// Who sends a byte now and then is never silent for long, and is cut off by the time for the whole.
+#[tokio::test]
+async fn dripping_heads_and_bodies_end_and_hold_up_nobody() {
+    let server = Server::with(|options| {
+        options.settings.body_time = Duration::from_millis(300);
+        options.settings.header_timeout = Duration::from_millis(300);
+        options.settings.drain_time = Duration::from_millis(50);
+    })
+    .await;
+    let body = "POST /ai/text HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n";
+    let drips = (0..32).map(|number| {
+        let address = server.address;
+        let head = if number % 2 == 0 { body } else { "GET /" };
+        tokio::spawn(async move {
+            let mut client = Connection::open(address).await;
+            client
+                .stream
+                .get_mut()
+                .write_all(head.as_bytes())
+                .await
+                .unwrap();
+            while client.stream.get_mut().write_all(b"a").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            client
+        })
+    });
+    let drips: Vec<_> = drips.collect();
+    for _ in 0..20 {
+        let answer = server.post("/ai/text", r#"{"text":"hi"}"#).await;
+        assert_eq!(answer.status, 200);
+    }
+    for drip in drips {
+        within(drip).await.unwrap();
+    }
+    server
+        .metric_becomes(r#"pocket_llm_limits_hit_total{limit="body_time"}"#, 16)
+        .await;
+}
+
+/// A few bytes may unpack to gigabytes, so nothing is unpacked.
+#[tokio::test]
+async fn compressed_bodies_are_refused() {
+    let server = Server::start().await;
+    for path in ["/ai/text", "/v1/chat/completions", "/tokenize"] {
+        for encoding in ["gzip", "deflate", "br", "zstd", "identity, gzip", "GZIP"] {
+            let headers = [("Content-Encoding", encoding)];
+            let body = b"\x1f\x8b\x08\x00\x00\x00\x00\x00";
+            let refused = ask(server.address, "POST", path, &headers, body).await;
+            assert_eq!(refused.status, 400, "{path} {encoding}");
+            let text = refused.text();
+            assert!(text.contains("compressed bodies are not read"), "{text}");
+        }
+    }
+    let plain = [("Content-Encoding", "identity")];
+    let answer = ask(
+        server.address,
+        "POST",
+        "/ai/text",
+        &plain,
+        br#"{"text":"hi"}"#,
+    )
+    .await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn more_is_refused_than_the_api_has_room_for() {
+    let server = Server::start().await;
+    let chat = |rest: &str| format!(r#"{{"messages":[{{"role":"user","content":"a"}}],{rest}}}"#);
+    let many = |item: &str, count: usize| vec![item; count].join(",");
+    let deep = format!(r#""stop":{}{}"#, "[".repeat(129), "]".repeat(129));
+    let table = [
+        ("choices", chat(r#""n":9"#)),
+        (
+            "stop strings",
+            chat(&format!(r#""stop":[{}]"#, many("\"a\"", 17))),
+        ),
+        ("levels", chat(&deep)),
+        ("alternatives", chat(r#""logprobs":true,"top_logprobs":21"#)),
+        ("no prompt", r#"{"messages":[]}"#.to_owned()),
+    ];
+    for (what, body) in table {
+        let refused = server.post("/v1/chat/completions", &body).await;
+        assert_eq!(refused.status, 400, "{what}: {}", refused.text());
+    }
+    let inputs = format!(r#"{{"input":[{}]}}"#, many("\"a\"", 2049));
+    assert_eq!(server.post("/v1/embeddings", inputs).await.status, 400);
+}
+
+#[tokio::test]
+async fn too_many_headers_end_their_connection_only() {
+    let server = Server::start().await;
+    let names: Vec<String> = (0..200)
+        .map(|number| format!("X-Header-{number}"))
+        .collect();
+    let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "a")).collect();
+    let refused = ask(server.address, "GET", "/livez", &headers, b"").await;
+    assert_eq!(refused.status, 431);
+    assert_eq!(server.get("/livez").await.status, 200);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod foreign;
 mod limits;
 mod models;
@@ -12,5 +13,6 @@ mod openai;
 mod openapi;
 mod router;
 mod state;
+mod strangers;
 mod stream;
 mod text;

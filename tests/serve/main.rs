@@ -14,6 +14,7 @@ mod server;
 
 mod answers;
 mod cores;
+mod crowds;
 mod drain;
 mod faults;
 mod first;

@@ -140,7 +140,12 @@ async fn settings_that_can_not_be_used_end_before_anything_is_bound() {
         assert_eq!(finished.stdout, "", "{expected}");
         assert_eq!(finished.status.code(), Some(1), "{expected}");
     }
-    // Words that are no numbers are clap's to refuse.
+}
+
+/// Words that are no numbers are clap's to refuse.
+#[tokio::test]
+async fn words_that_are_no_numbers_are_refused() {
+    let model = test_model(FILE);
     for flags in [
         ["--port", "70000"],
         ["--parallel", "many"],

@@ -92,6 +92,13 @@ impl ScriptedWorker {
         self.shared.order(step(id, events));
     }
 
+    /// The same, and the worker's numbers of that moment.
+    pub(crate) fn tell(&self, id: RequestId, event: Event, stats: WorkerStats) {
+        let events = vec![(id, event)];
+        self.shared
+            .order(Order::Send(FromWorker::Step { events, stats }));
+    }
+
     /// Finishes loading.
     pub(crate) fn load(&self) {
         self.shared

@@ -152,7 +152,10 @@ fn orders() -> Vec<Vec<u8>> {
         work: pocket_llm::engine::Work::Generate(Box::new(request(text))),
     };
     let frames = [
-        ToWorker::Load { build, config },
+        ToWorker::Load {
+            build,
+            config: Box::new(config),
+        },
         submit(1, "say:alfalfa|"),
         submit(2, "say:zoom|"),
         ToWorker::Cancel { id: 1 },

@@ -57,6 +57,7 @@ impl Backend for PoisonedBackend {
                 info: loaded.info,
                 vocab: loaded.vocab,
                 decoder: &mut decoder,
+                draft: None,
             });
         })
     }

@@ -118,7 +118,7 @@ async fn embed(
         inputs: asked.inputs,
         deadline_ms: asked.deadline_ms,
     };
-    let embedded = match lease.engine().ask(question).await {
+    let embedded = match lease.engine().ask_fairly(tracker.client(), question).await {
         Ok(Answer::Embeddings(embedded)) => embedded,
         Ok(_) => return Err(unanswered()),
         Err(error) => return Err(ApiError::from(&error)),

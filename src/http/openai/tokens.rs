@@ -141,7 +141,8 @@ async fn answer(
 async fn ask(tracker: &mut Tracker, lease: &Lease, asked: Wanted) -> Result<Response, ApiError> {
     tracker.goes_to(&lease.facts().model.name, 1);
     let is_prompt = matches!(asked.question, Question::Render { .. });
-    let answer = lease.engine().ask(asked.question).await;
+    let question = asked.question;
+    let answer = lease.engine().ask_fairly(tracker.client(), question).await;
     let answer = answer.map_err(|error| ApiError::from(&error))?;
     tracker.answered(0);
     let shown = match answer {

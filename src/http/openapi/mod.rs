@@ -92,6 +92,9 @@ fn responses(endpoint: &Endpoint, described: &Operation) -> Value {
         let response = responses
             .entry(status.to_string())
             .or_insert_with(|| json!({"description": "the answer", "content": {}}));
+        if described.waits {
+            response["headers"] = queue_headers();
+        }
         response["content"][*kind] = json!({"schema": schema});
     }
     let name = error_name(speaks(endpoint.path));
@@ -107,6 +110,15 @@ fn responses(endpoint: &Endpoint, described: &Operation) -> Value {
         responses.insert(status.to_string(), response);
     }
     responses.into()
+}
+
+/// What the answer of a request tells that went through a queue.
+fn queue_headers() -> Value {
+    let number = |description: &str| json!({"description": description, "schema": {"type": "integer", "minimum": 0}});
+    json!({
+        "X-Queue-Position": number("requests ahead of this one when it was accepted"),
+        "X-Estimated-Wait-Ms": number("how long it was likely to wait then; absent where nothing was measured yet"),
+    })
 }
 
 fn error_name(is_openai: bool) -> &'static str {
@@ -136,7 +148,7 @@ fn error(status: u16, schema: &Value) -> Value {
     let header = match status {
         401 => Some(("WWW-Authenticate", json!({"type": "string"}))),
         405 => Some(("Allow", json!({"type": "string"}))),
-        429 | 503 => Some(("Retry-After", json!({"type": "integer", "minimum": 0}))),
+        429 | 503 | 504 => Some(("Retry-After", json!({"type": "integer", "minimum": 0}))),
         _ => None,
     };
     if let Some((name, schema)) = header {

@@ -16,6 +16,8 @@ pub(super) struct Operation {
     pub(super) answers: Vec<(u16, &'static str, Value)>,
     /// Whether it needs no key.
     pub(super) is_free: bool,
+    /// Whether it tells of its place in the queue.
+    pub(super) waits: bool,
     uses: Uses,
 }
 
@@ -48,8 +50,11 @@ impl Operation {
                 phone_shapes::answer(),
                 &[SSE, "application/x-ndjson", PLAIN],
             ),
-            ("POST", phone::text::TEST_PATH) => Self::json(Uses::Model, phone_shapes::tested())
-                .takes(fields(phone::text::TEST_FIELDS)),
+            ("POST", phone::text::TEST_PATH) => Self {
+                waits: true,
+                ..Self::json(Uses::Model, phone_shapes::tested())
+                    .takes(fields(phone::text::TEST_FIELDS))
+            },
             ("POST", path) if openai::speaks(path) => Self::of_openai(path),
             ("GET", openai::models::PATH) => Self::json(Uses::Disk, shapes::models()),
             ("GET", openai::models::ONE_PATH) => Self::json(Uses::Disk, shapes::model()),
@@ -147,6 +152,7 @@ impl Operation {
             request: None,
             answers,
             is_free: false,
+            waits: false,
             uses,
         }
     }
@@ -165,6 +171,7 @@ impl Operation {
         let mut operation = Self::json(Uses::Model, answer).takes(request);
         let streams = kinds.iter().map(|kind| (200, *kind, stream_of(kind)));
         operation.answers.extend(streams);
+        operation.waits = true;
         operation
     }
 

@@ -2,8 +2,8 @@
 //! and tested for.
 //!
 //! A template comes with the model's file, so it is input. It can neither loop for ever nor fill the memory: every
-//! instruction and every byte that it makes costs fuel, and its output is bounded besides. One thing is left: lists put into
-//! lists, tens of thousands deep, overflow the stack when they are dropped. A model's file that does so ends its own worker.
+//! instruction and every byte that it makes costs fuel, and its output is bounded besides. Lists put into lists, as deep as the
+//! fuel allows, are dropped and written by recursion, so a rendering has a thread of its own with a stack for that.
 
 use super::chat::{Chat, Turn};
 use super::describe::function;
@@ -15,15 +15,19 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use std::io;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What error messages call the template.
 const NAME: &str = "model";
 /// Fuel of a rendering, whatever the chat: one for each instruction and for each 64 bytes made. Known templates take under
-/// a thousand for a short chat. This is also what bounds the memory that a template can fill, here to 64 MB.
-const FUEL: u64 = 1_000_000;
+/// a thousand for a short chat. This is also what bounds the memory that a template can fill, here to 16 MB.
+const FUEL: u64 = 250_000;
 /// Fuel for each message; known templates take up to 60.
-const FUEL_PER_MESSAGE: u64 = 1_000;
+const FUEL_PER_MESSAGE: u64 = 500;
+/// Bytes of stack for all that does not grow with the fuel, and for each unit of it. Only what is used becomes memory.
+const STACK: u64 = 8 << 20;
+const STACK_PER_FUEL: u64 = if cfg!(fuzzing) { 2048 } else { 256 };
 /// Fuel for each so many bytes of the messages, which lets a template make 16 copies of them; our own make three.
 const BYTES_PER_FUEL: u64 = 4;
 /// The prompt may be this many times as long as the messages…
@@ -80,12 +84,28 @@ impl Jinja {
 
     /// Renders a chat up to the point where the model speaks.
     pub(super) fn render(&self, chat: &Chat) -> Result<String, Failure> {
+        let (bytes, turns) = (chat.bytes() as u64, chat.turns.len() as u64);
+        let fuel = FUEL
+            .saturating_add(FUEL_PER_MESSAGE.saturating_mul(turns))
+            .saturating_add(bytes / BYTES_PER_FUEL);
+        let stack = STACK.saturating_add(STACK_PER_FUEL.saturating_mul(fuel));
+        let stack = usize::try_from(stack).unwrap_or(usize::MAX);
+        thread::scope(|scope| {
+            let rendering = thread::Builder::new()
+                .name("template".into())
+                .stack_size(stack)
+                .spawn_scoped(scope, || self.render_with(fuel, chat))
+                .map_err(|error| Failure::Failed(format!("there is no thread for it: {error}")))?;
+            rendering
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn render_with(&self, fuel: u64, chat: &Chat) -> Result<String, Failure> {
         let (bytes, turns) = (chat.bytes(), chat.turns.len());
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(
-            FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(turns as u64))
-                .saturating_add(bytes as u64 / BYTES_PER_FUEL),
-        ));
+        environment.set_fuel(Some(fuel));
         let limit = (MAX_GROWTH.saturating_mul(bytes))
             .saturating_add(MESSAGE_FRAME.saturating_mul(turns))
             .saturating_add(MAX_FRAME);

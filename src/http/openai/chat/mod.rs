@@ -6,13 +6,14 @@ mod whole;
 
 use super::collect::collect;
 use super::{accept, sse};
-use crate::engine::ToolChoice;
+use crate::engine::{Request, ToolChoice};
 use crate::http::app::App;
 use crate::http::caller::Caller;
 use crate::http::error::ApiError;
 use crate::http::group::Group;
 use crate::http::json;
 use crate::http::tracked::Tracker;
+use crate::models::SamplingDefaults;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -48,6 +49,14 @@ pub(in crate::http) async fn answer(
         StatusCode::OK,
         &whole::Completion::new(&frame, &answers),
     ))
+}
+
+/// What a body asks of a model.
+pub(in crate::http) fn read(
+    body: &[u8],
+    model: &SamplingDefaults,
+) -> Result<Vec<Request>, ApiError> {
+    Ok(ChatRequest::parse(body)?.into_engine(model, ""))
 }
 
 /// What stands around an answer and is known before it begins.

@@ -7,13 +7,14 @@ use super::collect::{Collected, collect, sum};
 use super::error::Envelope;
 use super::sse::{Out, Script};
 use super::{accept, sse};
-use crate::engine::{self, Event};
+use crate::engine::{self, Event, Request};
 use crate::http::app::App;
 use crate::http::caller::Caller;
 use crate::http::error::ApiError;
 use crate::http::group::Group;
 use crate::http::json;
 use crate::http::tracked::Tracker;
+use crate::models::SamplingDefaults;
 use answer::{Frame, LegacyLogprobs, Position};
 use axum::body::Body;
 use axum::extract::State;
@@ -52,6 +53,14 @@ pub(in crate::http) async fn answer(
     }
     let answers = collect(group, choices).await?;
     Ok(json::compact(StatusCode::OK, &whole(&frame, &answers)))
+}
+
+/// What a body asks of a model.
+pub(in crate::http) fn read(
+    body: &[u8],
+    model: &SamplingDefaults,
+) -> Result<Vec<Request>, ApiError> {
+    Ok(CompletionRequest::parse(body)?.into_engine(model, ""))
 }
 
 fn whole<'a>(frame: &'a Frame, answers: &'a [Collected]) -> answer::Completion<'a> {

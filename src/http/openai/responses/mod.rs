@@ -8,13 +8,14 @@ mod request;
 
 use super::sse::{Out, Script};
 use super::{accept, sse};
-use crate::engine::Event;
+use crate::engine::{Event, Request};
 use crate::http::app::App;
 use crate::http::caller::Caller;
 use crate::http::error::ApiError;
 use crate::http::group::{Group, ended_early};
 use crate::http::json;
 use crate::http::tracked::Tracker;
+use crate::models::SamplingDefaults;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -55,6 +56,15 @@ pub(in crate::http) async fn answer(
         return Err(ended_early());
     }
     Ok(json::compact(StatusCode::OK, &building.response()))
+}
+
+/// What a body asks of a model.
+pub(in crate::http) fn read(
+    body: &[u8],
+    model: &SamplingDefaults,
+) -> Result<Vec<Request>, ApiError> {
+    let (request, _) = ResponseRequest::parse(body)?.into_engine(model, "");
+    Ok(vec![request])
 }
 
 /// Writes the events of a stream.

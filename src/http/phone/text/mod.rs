@@ -15,6 +15,7 @@ use super::super::schema::{Field, Shape, needed, optional};
 use super::super::tracked::{Tracked, Tracker};
 use super::super::{body, json};
 use crate::engine::{EngineError, Event, Outcome, Request};
+use crate::models::SamplingDefaults;
 use crate::pool::Lease;
 use answer::{Answer, Frame};
 use axum::body::Body;
@@ -171,6 +172,15 @@ async fn prepare(
         frame,
         shape,
     })
+}
+
+/// What a body asks of a model.
+pub(in crate::http) fn read(
+    body: &[u8],
+    model: &SamplingDefaults,
+) -> Result<Vec<Request>, ApiError> {
+    let asked = request::TextRequest::parse(body)?;
+    Ok(vec![asked.into_engine(model, "")])
 }
 
 /// Collects the whole answer. When the client leaves, this future is dropped, and the generation with it.
