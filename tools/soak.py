@@ -53,6 +53,10 @@ class Wrong(Exception):
     """An answer that must not be."""
 
 
+class Cut(Wrong):
+    """A body without its end."""
+
+
 class Refused(Exception):
     """An answer that is an error, by its code."""
 
@@ -82,8 +86,11 @@ async def read_body(reader, headers):
     while True:
         size = await reader.readline()
         if not size.strip():
-            raise Wrong("a body was cut")
-        part = await reader.readexactly(int(size, 16) + 2)
+            raise Cut("a body was cut")
+        try:
+            part = await reader.readexactly(int(size, 16) + 2)
+        except EOFError:
+            raise Cut("a body was cut") from None
         if len(part) == 2:
             return b"".join(parts)
         parts.append(part[:-2])
@@ -364,7 +371,13 @@ class Soak:
 
     async def served(self, request):
         path, body, headers, check = request
-        status, _, text = await ask(self.address, path, body, headers)
+        try:
+            status, _, text = await ask(self.address, path, body, headers)
+        except Cut:
+            # Bare text has no other way to say that an answer has no end.
+            if "text/plain" not in headers:
+                raise
+            raise Refused("ENGINE_DIED") from None
         own = set(SECRET.findall(json.dumps(body)))
         if others := set(SECRET.findall(text)) - own:
             raise Wrong(f"{path}: the secret of another request: {others}")
@@ -469,9 +482,10 @@ class Soak:
 
     async def sampler(self):
         while time.monotonic() < self.end:
-            main = [child for child in children(self.pid) if age(child) > WARM and rss(child) > 60_000]
-            worker = max((rss(child) for child in main), default=None)
-            self.samples.append((self.part(), rss(self.pid), worker))
+            models = json.loads(await get(self.address, "/status"))["models"]
+            pids = [model["worker"]["pid"] for model in models if model["name"] == self.model() and model["worker"]["pid"]]
+            warm = [rss(pid) for pid in pids if age(pid) > WARM]
+            self.samples.append((self.part(), rss(self.pid), max(warm, default=None)))
             await asyncio.sleep(2)
 
     async def run(self):
@@ -657,6 +671,8 @@ async def probe(address, probes):
 
 
 async def main(options):
+    for end in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(end, asyncio.current_task().cancel)
     store = pathlib.Path(tempfile.mkdtemp(prefix="pocket-llm-soak-"))
     with open(store / "server.log", "w+", encoding="utf-8") as log:
         server, address, names = start(options, store, log)

@@ -79,7 +79,7 @@ const ESCAPES: &str = "a\u{1b}[31mred\u{7}\r\nINFO forged line\u{9b}31m\u{2028}"
 #[tokio::test]
 async fn no_client_writes_into_the_log() {
     for format in ["text", "json"] {
-        let server = tiny(&["--log", "debug", "--log-format", format]).await;
+        let server = tiny(&["--log", "trace", "--log-format", format]).await;
         let named = json!({"text": "secret prompt", "model": ESCAPES}).to_string();
         let chat = json!({"model": ESCAPES, "user": ESCAPES, "messages": [{"role": "user", "content": ESCAPES}]});
         let chat = chat.to_string();
