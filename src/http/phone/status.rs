@@ -169,6 +169,7 @@ fn details(info: &ModelInfo) -> Value {
     add("sequences", json!(info.sequences));
     add("template", json!(info.template));
     add("thinks", json!(info.thinks));
+    add("draftModel", json!(info.draft_model));
     add("kernels", json!(info.kernels));
     add("cpuVariant", json!(info.cpu_variant));
     add("buffers", json!(buffers));
