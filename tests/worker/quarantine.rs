@@ -5,7 +5,7 @@ use crate::poison::{CRASHES, KILLED, STOPS, notes};
 use crate::scripted::{Told, read, request, until};
 use crate::{died, first_text, with_worker};
 use pocket_llm::engine::{
-    Answer, EngineError, EngineHandle, EngineOptions, Event, Prompt, Question, Request,
+    Answer, EngineError, EngineHandle, EngineOptions, Event, Generation, Prompt, Question, Request,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -57,6 +57,11 @@ fn slowly(text: &str) -> String {
     format!("{}{text}", "x".repeat(600))
 }
 
+/// Whether what has come of an answer so far is not all of it.
+fn still_speaks(stream: &mut Generation) -> bool {
+    std::iter::from_fn(|| stream.try_next()).all(|event| !event.is_last())
+}
+
 fn refusal(told: &Told) -> &str {
     match told.events.last() {
         Some(Event::Failed(EngineError::Refused(text))) => text,
@@ -65,6 +70,7 @@ fn refusal(told: &Told) -> &str {
 }
 
 pub(crate) async fn who_crashes_its_worker_is_refused_and_its_neighbours_are_served() {
+    let mut in_company = 0;
     for (mark, end) in CRASHES {
         let here = Poisoned::start(4, |_| {}).await;
         // Both are decoded for many steps; the poison is through first.
@@ -72,7 +78,7 @@ pub(crate) async fn who_crashes_its_worker_is_refused_and_its_neighbours_are_ser
             .map(|n| slowly(&format!("say:{n}|")))
             .map(|text| here.engine.submit(request(&text)).unwrap())
             .collect();
-        let poison = format!("{mark} say:never|");
+        let poison = format!("{}{mark} say:never|", "p".repeat(300));
         let poisoned = here.engine.submit(request(&poison)).unwrap();
         for n in 3..6 {
             let waiting = here.engine.submit(request(&format!("say:{n}|")));
@@ -84,10 +90,16 @@ pub(crate) async fn who_crashes_its_worker_is_refused_and_its_neighbours_are_ser
         for (n, generation) in beside.into_iter().enumerate() {
             assert_eq!(read(generation).await.text, n.to_string(), "{mark}");
         }
+        // On a busy machine it may be there before the others are.
         let among = here.beside();
-        assert_eq!(among.len(), 3, "{mark}: in company, then alone, twice");
-        assert!(among[0] > 1 && among[1..] == [1, 1], "{mark}: {among:?}");
-        assert_eq!(here.restarts(), 3);
+        let company = among.iter().filter(|count| **count > 1).count();
+        assert!(
+            company <= 1 && among[company..] == [1, 1],
+            "{mark}: {among:?}"
+        );
+        in_company += company;
+        let restarts = among.len() as u64;
+        assert_eq!(here.restarts(), restarts);
         // Asked again, by another, it costs no worker.
         let mut again = request(&poison);
         again.client = "another".into();
@@ -97,18 +109,16 @@ pub(crate) async fn who_crashes_its_worker_is_refused_and_its_neighbours_are_ser
         assert_eq!(told.events.len(), 1);
         refusal(&told);
         assert_eq!(here.ask("say:fine|").await.text, "fine");
-        assert_eq!(here.restarts(), 3);
+        assert_eq!(here.restarts(), restarts);
     }
+    assert!(in_company > 0, "never beside others");
 }
 
 pub(crate) async fn several_poisons_in_one_step_are_all_found() {
     let here = Poisoned::start(4, |_| {}).await;
-    let texts = [
-        slowly("say:a|"),
-        slowly("segv 1|"),
-        slowly("abrt 2|"),
-        slowly("say:b|"),
-    ];
+    // They begin in different ways: else three would wait for what the first one decodes.
+    let texts = ["1 say:a|", "2 segv |", "3 abrt |", "4 say:b|"];
+    let texts = texts.map(|text| format!("{}{text}", text[..1].repeat(600)));
     let all = texts.map(|text| here.engine.submit(request(&text)).unwrap());
     let waiting = here.engine.submit(request("say:c|")).unwrap();
     let [a, first, second, b] = all;
@@ -117,7 +127,8 @@ pub(crate) async fn several_poisons_in_one_step_are_all_found() {
     for (generation, text) in [(a, "a"), (b, "b"), (waiting, "c")] {
         assert_eq!(read(generation).await.text, text);
     }
-    assert_eq!(here.beside()[1..], [1, 1, 1, 1]);
+    let alone = here.beside().iter().filter(|count| **count == 1).count();
+    assert_eq!(alone, 4, "{:?}", here.beside());
 }
 
 pub(crate) async fn whose_death_was_ordered_from_outside_is_never_refused() {
@@ -233,6 +244,7 @@ pub(crate) async fn a_suspect_that_leaves_or_is_late_holds_nobody_up() {
         told.events.last(),
         Some(&Event::Failed(EngineError::DeadlineExceeded))
     );
+    assert!(still_speaks(&mut stream), "deadlines count meanwhile");
     assert_eq!(read(waiting).await.text, "ok", "beside the stream");
     drop(stream);
     assert_eq!(here.restarts(), 2);
@@ -273,8 +285,6 @@ pub(crate) async fn a_suspect_that_gets_far_lets_others_in() {
     let mut alone = here.engine.submit(request(innocent)).unwrap();
     first_text(&mut alone).await;
     assert_eq!(here.ask("say:ok|").await.text, "ok");
-    // It would have gone on for a second or two.
-    assert_eq!(here.engine.in_flight(), 1, "the suspect still speaks");
-    assert!(matches!(alone.next().await, Some(Event::Text { .. })));
+    assert!(still_speaks(&mut alone), "it would go on for a second");
     assert_eq!(here.restarts(), 1);
 }
