@@ -40,6 +40,24 @@ impl Free {
     }
 }
 
+/// Processes of our control group, or where that does not tell of the machine, that the system has killed for memory so far.
+pub fn kills() -> Option<u64> {
+    kills_of(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
+}
+
+fn kills_of(proc: &Path, root: &Path) -> Option<u64> {
+    // Version 1 has it in oom_control, version 2 in events. The kernel counts a kill in the group of who was killed.
+    let of_group = |group: &Group| {
+        let file = match group.version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
+        };
+        count(&group.text(file)?, "oom_kill")
+    };
+    let ours = groups(proc, root, "memory").iter().rev().find_map(of_group);
+    ours.or_else(|| count(&fs::read_to_string(proc.join("vmstat")).ok()?, "oom_kill"))
+}
+
 /// Bytes that a process holds and the system can't drop: its own and shared ones, not the pages of files.
 pub fn anonymous_bytes(pid: u32) -> Option<u64> {
     anonymous_of(Path::new("/proc"), pid)
@@ -135,6 +153,31 @@ mod tests {
 
     fn number(mib: u64) -> String {
         format!("{}\n", mib * MIB)
+    }
+
+    #[test]
+    fn kills_for_memory_are_counted_where_they_are_told() {
+        let kills = |files: &[(&str, &str)]| {
+            let root = crate::device::cgroup::tests::tree(files);
+            kills_of(&root.path().join("proc"), &root.path().join("sys"))
+        };
+        let vmstat = ("proc/vmstat", "nr_free_pages 1\noom_kill 7\n");
+        let two = ("proc/self/cgroup", "0::/pod\n");
+        let events = ("sys/pod/memory.events", "oom 3\noom_kill 2\n");
+        let root = ("sys/memory.events", "oom_kill 9\n");
+        assert_eq!(
+            kills(&[vmstat, two, events, root]),
+            Some(2),
+            "our own group"
+        );
+        let one = ("proc/self/cgroup", "4:memory:/pod\n");
+        let control = (
+            "sys/memory/pod/memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+        );
+        assert_eq!(kills(&[vmstat, one, control]), Some(4));
+        assert_eq!(kills(&[vmstat, one]), Some(7));
+        assert_eq!(kills(&[one]), None);
     }
 
     #[test]

@@ -274,6 +274,11 @@ pub(super) async fn finish(over: Over, launched: &mut Launched) -> Over {
 /// The end of a worker that nobody here ended.
 fn obituary(ending: &Ending) -> Over {
     match (ending.signal, ending.code) {
+        (Some(9), _) if ending.out_of_memory => Over::Killed(
+            "killed by the system, which has no memory left: give this server less to do (a smaller --ctx-size, --parallel or \
+             model) or more memory"
+                .into(),
+        ),
         (Some(9), _) => Over::Killed(
             "killed from outside by signal 9: by a person, by the system for memory, or by Android's limit on background \
              processes"
@@ -300,8 +305,22 @@ mod tests {
         Ending {
             signal,
             code,
+            out_of_memory: false,
             last_lines: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_obituary_tells_of_memory() {
+        let out_of_memory = |signal| Ending {
+            out_of_memory: true,
+            ..ending(Some(signal), None)
+        };
+        let Over::Killed(told) = obituary(&out_of_memory(9)) else {
+            panic!("nobody is to blame")
+        };
+        assert!(told.contains("no memory left"), "{told}");
+        assert!(matches!(obituary(&out_of_memory(11)), Over::Crashed { .. }));
     }
 
     /// Who is to blame decides whether the requests that were there are suspected.

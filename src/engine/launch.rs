@@ -4,7 +4,7 @@
 //! that lives as long as its engine. Standard error is drained at all times, because a full pipe would stop the worker
 //! inside C++; its last lines become the reason of a death.
 
-use crate::device::children;
+use crate::device::{children, memory};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -72,6 +72,8 @@ pub struct Ending {
     pub signal: Option<i32>,
     /// Its exit status, if it exited.
     pub code: Option<i32>,
+    /// Whether the system has killed somebody of our group for memory since it was started.
+    pub out_of_memory: bool,
     /// The last lines of its standard error.
     pub last_lines: Vec<String>,
 }
@@ -146,6 +148,7 @@ fn spawn_thread(serve: &Arc<dyn Fn(UnixStream) + Send + Sync>) -> io::Result<Lau
             let _ = tell.send(Ending {
                 signal: None,
                 code: Some(0),
+                out_of_memory: false,
                 last_lines: Vec::new(),
             });
         })?;
@@ -159,6 +162,7 @@ fn spawn_thread(serve: &Arc<dyn Fn(UnixStream) + Send + Sync>) -> io::Result<Lau
 
 fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
     let (front, worker) = UnixStream::pair()?;
+    let kills = memory::kills();
     let (mut child, listed) = children::spawn(&mut command(words, worker)?)?;
     let stderr = child.stderr.take();
     let pid = child.id();
@@ -181,6 +185,7 @@ fn spawn_process(words: &[OsString]) -> io::Result<Launched> {
             let _ = tell.send(Ending {
                 signal: status.as_ref().ok().and_then(ExitStatus::signal),
                 code: status.ok().and_then(|status| status.code()),
+                out_of_memory: kills.is_some_and(|before| memory::kills() > Some(before)),
                 last_lines,
             });
         })?;
