@@ -4,7 +4,7 @@ use crate::scripted::{read, request, until};
 use crate::{answers, died, first_text, is_gone, kill, with_worker, worker_of};
 use futures_util::future::join_all;
 use pocket_llm::engine::{EngineError, EngineHandle, EngineState, Event, Generation};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,12 +29,14 @@ fn begin(parallel: u32) -> EngineHandle {
 
 /// Sends a signal until it works: the standard library lets the first SEGV pass that is no fault of the program's own.
 async fn strike(pid: u32, signal: Signal) {
-    kill(pid, signal);
-    while signal == Signal::SEGV && !is_gone(pid) {
-        sleep(Duration::from_millis(1)).await;
+    let process = Pid::from_raw(pid.cast_signed()).unwrap();
+    loop {
         // It may be gone by now.
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-        let _ = rustix::process::kill_process(pid, signal);
+        let _ = kill_process(process, signal);
+        if signal != Signal::SEGV || is_gone(pid) {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -178,7 +180,7 @@ pub(crate) async fn a_worker_may_die_while_it_is_unloaded() {
             async move { engine.shutdown().await }
         });
         // Either may be first.
-        if signal != Signal::STOP && !is_gone(pid) {
+        if signal != Signal::STOP {
             strike(pid, signal).await;
         }
         shutdown.await.unwrap();
