@@ -198,15 +198,17 @@ def out_of_time(*_: object) -> None:
 
 
 def decode(bench: Bench) -> list[Row]:
+    """Each side alone on the machine, one after the other, in turns: a server that waits is not free."""
     ours, by_client, engine, peer = [], [], [], []
-    with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
-        for _ in bench.quiet_repetitions():
-            prompt = bench.prompt()
+    for _ in bench.quiet_repetitions():
+        prompt = bench.prompt()
+        with bench.ours_ready(*PLAIN) as server:
             stream = one_stream(server, load.phone_call(prompt, MAX_TOKENS))
             ours.append(stream.server_rate or stream.rate)
             by_client.append(stream.rate)
+        engine.append(llama_bench(bench, depth=stream.prompt_tokens))
+        with bench.llama_server_ready() as llama_server:
             peer.append(one_stream(llama_server, load.openai_call(prompt, MAX_TOKENS)).rate)
-            engine.append(llama_bench(bench, depth=stream.prompt_tokens))
     what = f"decode, one stream, {MAX_TOKENS} tokens at depth {stream.prompt_tokens}, tokens/s"
     return [ratio_row(what, ours, engine, 0.97, "llama-bench"),
             ratio_row("– by the client's clock", by_client, peer, 1.0, "llama-server")]

@@ -19,7 +19,7 @@ N_TOKENS = 100
 EXTRAS: dict[str, dict] = {
     "penalised": {"repeat_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.1},
     "with 5 log-probabilities": {"logprobs": True, "top_logprobs": 5},
-    "in a form": {"grammar": "root ::= [^\\x00]{2000}"},
+    "in a form": {"grammar": "root ::= [^\\x00]{900}"},
 }
 
 
@@ -119,7 +119,7 @@ def partner(bench) -> list[Row]:
     for name, flags in variants.items():
         with bench.ours_ready(*flags, n_streams=1) as server:
             rates[name] = [require(one_stream(server, reuse.greedy(text, 128))).rate_from_first for text in texts]
-            counted[name] = [server.metric(f"pocket_llm_worker_draft_rows{kept}_total") for kept in ("", "_kept")]
+            counted[name] = [server.metric(f"pocket_llm_draft_tokens{kept}_total") for kept in ("", "_kept")]
     peer = {"llama-server without": [], "llama-server with it": ["-md", str(bench.draft), "--spec-type", "draft-simple"]}
     for name, flags in peer.items():
         with bench.llama_server_ready(*flags, n_streams=1) as server:

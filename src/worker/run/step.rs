@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// Prompts of models that forget are saved at their end if they are as long as this: a shorter one is soon decoded again.
 const WORTH_A_STATE: usize = 128;
 
+/// Prompts that are alone may make a step longer by one part in so many, if they are decoded then.
+const LEFT_OVER: u32 = 4;
+
 /// A pass in which all rows have logits takes about so much longer than one in which one row has.
 const LOGITS: f32 = 1.3;
 
@@ -56,8 +59,12 @@ impl Engine<'_> {
             })
             .collect();
         let mut budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        let waiting: u32 = prompts.iter().sum();
+        // A pass for the few rows that are left would read all weights once more: they come along, if nobody waits beside them.
+        if decoding == 0 && waiting <= budget + budget / LEFT_OVER {
+            budget = waiting.min(self.sizes.batch_size).max(budget);
+        }
         // Each second step with a part of a long prompt has no rows of answers, where those are dear.
-        let waiting = prompts.iter().sum();
         self.sat_out = !self.sat_out && self.pace.answers_sit_out(decoding, waiting, budget);
         if self.sat_out {
             budget = self.pace.prefill_rows(0, self.sizes.batch_size);
