@@ -60,7 +60,7 @@ impl Engine<'_> {
             .collect();
         let mut budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
         let waiting: u32 = prompts.iter().sum();
-        // A pass for the few rows that are left would read all weights once more: they come along, if nobody waits beside them.
+        // A pass for the few rows that are left would read all weights once more: they come along, if no answer waits for it.
         if decoding == 0 && waiting <= budget + budget / LEFT_OVER {
             budget = waiting.min(self.sizes.batch_size).max(budget);
         }
