@@ -6,7 +6,7 @@ use super::{EngineOptions, WorkerStats};
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -199,7 +199,11 @@ fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 1000 / per_second))
 }
 
-pub(super) async fn read_frames(mut from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {
+/// Most frames are a few hundred bytes, and come with one read.
+const READ_BYTES: usize = 16 << 10;
+
+pub(super) async fn read_frames(from: OwnedReadHalf, to: mpsc::Sender<io::Result<FromWorker>>) {
+    let mut from = BufReader::with_capacity(READ_BYTES, from);
     loop {
         let frame = match wire::read_async(&mut from).await {
             Ok(None) => return,
