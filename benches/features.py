@@ -63,7 +63,7 @@ def beside(bench) -> list[Row]:
     """Guessing ahead with eight streams at once: it must not cost anything where there is nothing to guess."""
     rows = []
     with bench.ours_ready() as guessing, bench.ours_ready(*PLAIN) as plain:
-        for name, prompt in (("new stories", reuse.NEW), ("copies of a text", reuse.SETS["a text is copied"][0] + "\n({})")):
+        for name, prompt in (("new stories", reuse.NEW), ("copies of a text", reuse.SETS["a text is copied"][0][0] + "\n({})")):
             rates: list[list[float]] = [[], []]
             for repetition in bench.quiet_repetitions():
                 # Other words each time, so that nothing of it was said before.

@@ -114,11 +114,25 @@ async def amid_streams(server: Server, bench, call: Callable[[str, int], Call]) 
 # Tokens that were said before
 # --------------------------------------------------------------------------
 
-KEEPER = ("The old lighthouse keeper climbed the spiral stairs every evening at seven o'clock. He carried a small brass lamp, a flask "
-          "of tea and a notebook bound in green leather. In the notebook he wrote down the names of the ships that passed, the "
-          "direction of the wind and the height of the waves. On quiet nights he also wrote short letters to his sister, who lived in "
-          "a town far from the sea and had never seen a storm. She kept every letter in a tin box under her bed.")
-CODE = """def load(path):
+COPIED = [
+    "The old lighthouse keeper climbed the spiral stairs every evening at seven o'clock. He carried a small brass lamp, a flask of tea and "
+    "a notebook bound in green leather. In the notebook he wrote down the names of the ships that passed, the direction of the wind and "
+    "the height of the waves. On quiet nights he also wrote short letters to his sister, who lived in a town far from the sea.",
+    "Dear Ms. Okafor, thank you for your order of 14 March. Two of the three chairs were sent on Monday and should be with you by the "
+    "end of the week. The third one, in walnut, is made to order and leaves our workshop in about twenty days. If you would rather have "
+    "all of them at once, please tell us before Friday and we will hold the first two back. Kind regards, Tomas Lind.",
+    "To reset the router, press the small button beside the power socket for ten seconds, until the orange light blinks twice. Wait for "
+    "about three minutes. Then join the network whose name is printed on the label, open the page of the settings, and choose a new "
+    "password of at least twelve characters. Do not unplug the router while the light is red, because it writes its memory then.",
+    "Bees find their way home by the sun, and when it is hidden they read the pattern of its light in the blue parts of the sky. A bee "
+    "that found flowers tells the others in the dark of the hive: she walks in a figure of eight, and the angle of her path says where "
+    "the field lies, while the number of her turns says how far it is. Those who follow her go there without ever having seen it.",
+    "The council met on Tuesday with nine of eleven members present. It agreed to repair the footbridge at Mill Lane before winter, at a "
+    "cost of 48,000 euros, and to close it for traffic from 3 to 28 October. A second reading of the plan for the market square was put "
+    "off, since the report on drainage is still missing. The treasurer asked that all invoices reach her by the end of the month.",
+]
+REWRITTEN = {
+    "read_items": """def load(path):
     with open(path) as f:
         data = json.load(f)
     result = []
@@ -127,12 +141,53 @@ CODE = """def load(path):
             result.append({"title": item["title"], "author": item["author"], "year": item["year"]})
         elif item["kind"] == "film":
             result.append({"title": item["title"], "director": item["director"], "year": item["year"]})
-    return result"""
+    return result""",
+    "total_price": """def total(basket, discounts):
+    price = 0
+    for item in basket:
+        cost = item.price * item.count
+        if item.code in discounts:
+            cost = cost * (100 - discounts[item.code]) / 100
+        price += cost
+    if price > 100:
+        price = price - 10
+    return round(price, 2)""",
+    "find_words": """def words(text, longest=12):
+    found = {}
+    for line in text.splitlines():
+        for word in line.lower().split():
+            word = word.strip(".,;:!?")
+            if word and len(word) <= longest:
+                found[word] = found.get(word, 0) + 1
+    return sorted(found.items(), key=lambda pair: pair[1], reverse=True)""",
+    "merge_sorted": """def merge(left, right):
+    merged = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if left[i] <= right[j]:
+            merged.append(left[i])
+            i += 1
+        else:
+            merged.append(right[j])
+            j += 1
+    return merged + left[i:] + right[j:]""",
+    "parse_row": """def row(line, names):
+    values = line.rstrip("\\n").split(",")
+    if len(values) != len(names):
+        raise ValueError(f"{len(values)} values for {len(names)} names")
+    entry = {}
+    for name, value in zip(names, values):
+        entry[name] = None if value == "" else value.strip()
+    return entry""",
+}
+ANIMALS = ["a cat who sails", "a dog who bakes", "a crow who counts", "a bear who paints", "a fox who sings"]
 NEW = "Write a long story about {}."
+# Prompts of each kind, and how many tokens are asked for at most.
 SETS = {
-    "a text is copied": [f"Repeat the following text exactly, word for word:\n\n{KEEPER}", 120],
-    "code is rewritten": [f"Rewrite this Python code with the function renamed to read_items, and print the whole code:\n\n```python\n{CODE}\n```", 150],
-    "new stories": [NEW, 200],
+    "a text is copied": ([f"Repeat the following text exactly, word for word:\n\n{text}" for text in COPIED], 120),
+    "code is rewritten": ([f"Rewrite this Python code with the function renamed to {name}, and print the whole code:\n\n```python\n{code}\n```"
+                           for name, code in REWRITTEN.items()], 150),
+    "new stories": ([NEW.format(animal) for animal in ANIMALS], 200),
 }
 # What llama-server can guess with and no second model; the windows that did best here beside its defaults.
 PEER_GUESSES = {
@@ -143,43 +198,76 @@ PEER_GUESSES = {
     "ngram-map-k": ["--spec-type", "ngram-map-k"],
     "ngram-map-k4v": ["--spec-type", "ngram-map-k4v"],
 }
-ANIMALS = ["a cat who sails", "a dog who bakes", "a crow who counts", "a bear who paints", "a fox who sings"]
 
 
 def drafts(bench) -> list[Row]:
     """Greedy answers, each asked for twice: as new work, and as work that was done before. Prompts are not cached in either."""
-    def rates(server: Server, call) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        for name, (prompt, n_tokens) in SETS.items():
-            for round_, kind in enumerate(["first", "again"]):
-                for index in range(bench.repetitions):
-                    asked = prompt.format(ANIMALS[index % len(ANIMALS)]) if "{}" in prompt else f"{prompt}\n({index})"
-                    stream = one_stream(server, call(asked, n_tokens))
-                    found.setdefault(f"{name}, {kind}", []).append(stream.rate_from_first or 0.0)
-        return found
-    plain, guessing, best = {}, {}, {}
-    ceiling = row_costs(bench)
-    for _ in range(1):
-        with bench.ours_ready("--speculate", "off") as server:
-            plain = rates(server, greedy)
-        with bench.ours_ready() as server:
-            guessing = rates(server, greedy)
+    row = row_costs(bench)
+    with bench.ours_ready("--speculate", "off") as server:
+        plain = asked_twice(server, bench.repetitions)
+        bounds = {kind: [gain_of_copies(tokens(server, f"{prompt}\n"), tokens(server, stream.text), row)
+                         for prompt, stream in zip(SETS[kind][0], plain[f"{kind}, first"])] for kind in SETS}
+    with bench.ours_ready() as server:
+        guessing = asked_twice(server, bench.repetitions)
+    best: dict[str, tuple[str, list[float]]] = {}
     for name, flags in PEER_GUESSES.items():
         with bench.llama_server_ready(*flags) as server:
-            for kind, values in rates(server, greedy).items():
-                if statistics.median(values) > statistics.median(best.get(kind, (0, [0.0]))[1]):
+            for kind, streams in asked_twice(server, bench.repetitions).items():
+                values = rates(streams)
+                if statistics.median(values) > statistics.median(best.get(kind, ("", [0.0]))[1]):
                     best[kind] = (name, values)
     rows = [Row("a row of a pass of 32 costs this part of a pass of one; drafts can't gain more than its inverse",
-                f"{ceiling:.3f}, inverse {1 / ceiling:.2f}")]
-    for kind, values in guessing.items():
-        gain = statistics.median(values) / statistics.median(plain[kind])
+                f"{row:.3f}, inverse {1 / row:.2f}")]
+    for kind, streams in guessing.items():
+        gains = [ours / without for ours, without in zip(rates(streams), rates(plain[kind]))]
+        gain = statistics.median(gains)
         name, peer = best[kind]
-        bar = None if kind.startswith("new") and kind.endswith("first") else 1.1
-        row = ratio_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", values, peer, bar, name)
-        rows.append(row)
-        if bar is None:
+        new, again = kind.startswith("new"), kind.endswith("again")
+        rows.append(ratio_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", rates(streams), peer,
+                              None if new and not again else 1.1, name))
+        if new and not again:
             rows.append(Row("– against no guessing", f"{gain:.3f}", bar="≥ 0.97", met=gain >= 0.97))
+            continue
+        bound = [1 / row] * len(gains) if again else bounds[kind.removesuffix(", first")]
+        part = statistics.median(gain / most for gain, most in zip(gains, bound))
+        what = "any draft" if again else "the best copies of its own text"
+        rows.append(Row(f"– part of what {what} could gain ({spread(bound)} times)", f"{part:.2f}", bar="≥ 0.8", met=part >= 0.8))
     return rows
+
+
+def asked_twice(server: Server, most: int) -> dict[str, list[Stream]]:
+    found = {}
+    for kind, (prompts, n_tokens) in SETS.items():
+        for time in ("first", "again"):
+            found[f"{kind}, {time}"] = [require(one_stream(server, greedy(prompt, n_tokens))) for prompt in prompts[:most]]
+    return found
+
+
+def rates(streams: list[Stream]) -> list[float]:
+    return [stream.rate_from_first or 0.0 for stream in streams]
+
+
+def tokens(server: Server, text: str) -> list[int]:
+    return json.loads(server.post("/tokenize", {"content": text}))["tokens"]
+
+
+def gain_of_copies(prompt: list[int], answer: list[int], row: float) -> float:
+    """How many times faster an answer could be if whatever of it stands in the text before, behind the token said last, was drafted, and
+    nothing else: a drafter that knows the answer can do no more. `row` is the part of a pass that a row of a pass of 32 costs."""
+    text, at = prompt + answer, len(prompt)
+    another = (32 * row - 1) / 31
+    time = 0.0
+    while at < len(text):
+        drafted = max((matching(text, before + 1, at) for before in range(at - 1) if text[before] == text[at - 1]), default=0)
+        time += 1 + another * drafted
+        at += 1 + drafted
+    return len(answer) / time
+
+
+def matching(text: list[int], earlier: int, at: int) -> int:
+    """How many tokens from `at` on, 31 at most, are those from `earlier` on."""
+    most = min(31, len(text) - at, at - earlier)
+    return next((n for n in range(most) if text[earlier + n] != text[at + n]), most)
 
 
 def greedy(prompt: str, n_tokens: int) -> Call:

@@ -78,6 +78,11 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}{path}", timeout=10) as answer:
             return answer.read().decode()
 
+    def post(self, path: str, body: dict) -> str:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port()}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
     def metric(self, name: str) -> float:
         """The sum of a counter over its labels."""
         return sum_of_metric(self.get("/metrics"), name)

@@ -7,6 +7,7 @@ import unittest
 import compare
 import report
 import load
+import reuse
 import servers
 
 
@@ -84,6 +85,22 @@ class ReadingServers(unittest.TestCase):
         held = servers.Memory()
         servers.add_smaps(held, smaps, "m.gguf")
         self.assertEqual((held.anonymous, held.files), (16 * 1024, 4 * 1024))
+
+
+class Copies(unittest.TestCase):
+    def test_what_was_not_said_before_gains_nothing(self):
+        self.assertEqual(reuse.gain_of_copies([1, 2, 3], [4, 5, 6], 0.5), 1.0)
+
+    def test_a_copy_is_one_pass_behind_its_first_token(self):
+        row = 0.5  # so 31 rows more cost 15 passes
+        copy = [1, *range(10, 20)]
+        # A pass for the first token, then one that has the other ten as drafts.
+        self.assertAlmostEqual(reuse.gain_of_copies([*copy, 2], copy, row), 11 / (1 + 1 + 10 * 15 / 31), places=6)
+
+    def test_a_match_ends_where_the_text_differs_or_begins(self):
+        self.assertEqual(reuse.matching([1, 2, 3, 9, 1, 2, 4], 0, 4), 2)
+        self.assertEqual(reuse.matching([1, 1, 1, 1], 2, 3), 1)
+        self.assertEqual(reuse.matching(list(range(40)) * 2, 0, 40), 31)
 
 
 class Reporting(unittest.TestCase):
