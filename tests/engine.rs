@@ -11,6 +11,7 @@ use pocket_llm::engine::{Answer, Pooling, Question, Sampling, Token, WorkerStats
 use pocket_llm::engine::{
     CacheScope, EngineError, EngineHandle, EngineState, Event, FinishReason, Message, Prompt, Role,
 };
+use pocket_llm::worker::decoder::Row;
 use pocket_llm::worker::embedding::Texts;
 use pocket_llm::worker::run::{EMBEDDING_ROWS, Inbound, Report, Sizes, run};
 use pocket_llm::worker::sampling::Sampler;
@@ -18,6 +19,7 @@ use pocket_llm::worker::sequence::Arrival;
 use pocket_llm::worker::text::{TextStream, Think};
 use scripted::{ByteVocab, EMBEDDING_BYTES, ScriptedDecoder};
 use scripted::{Script, engine, options, read, request, until};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -93,6 +95,46 @@ async fn requests_in_shared_steps_keep_their_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_prompt_passes_a_long_one_that_still_gets_on() {
+    let script = script();
+    let mut options = options(&script, 2, 2);
+    // Room for one prompt in a step.
+    options.config.batch_size = 16;
+    let engine = EngineHandle::start(options).unwrap();
+    engine.loaded().await;
+    script.hold();
+    let long = format!("{}say:long|", "x".repeat(900));
+    let long = engine.submit(request(&long)).unwrap();
+    script.wait_until_held();
+    let short = format!("{}say:short|", "y".repeat(200));
+    let short = engine.submit(request(&short)).unwrap();
+    until("both run", || {
+        script.allow(1);
+        engine.load().worker.running == 2
+    })
+    .await;
+    script.open();
+    assert_eq!(read(short).await.text, "short");
+    assert_eq!(read(long).await.text, "long");
+    let steps = script.steps();
+    let first = steps[0][0].seq;
+    let begin = steps.iter().position(|rows| rows[0].seq != first).unwrap();
+    let ends = |rows: &Vec<Row>| rows.iter().any(|row| row.seq != first && row.logits);
+    let end = steps.iter().position(ends).unwrap();
+    // Its last step has room for the other.
+    let both = &steps[begin..end];
+    let served = |rows: &Vec<Row>| rows.iter().map(|row| row.seq).collect::<HashSet<_>>();
+    assert!(both.iter().all(|rows| served(rows).len() == 1));
+    let turns: Vec<_> = both.iter().map(|rows| rows[0].seq).collect();
+    assert!(
+        turns.windows(3).all(|three| three.contains(&first)),
+        "the long one has its turns: {turns:?}"
+    );
+    // 210 rows in steps of 16, and as many of the other.
+    assert!((13..=30).contains(&both.len()), "{turns:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_prompt_does_not_hold_up_a_stream() {
     let script = script();
     let engine = engine(&script, 2, 2).await;
@@ -122,7 +164,7 @@ async fn a_long_prompt_does_not_hold_up_a_stream() {
     );
     assert!(chunks.iter().all(|rows| rows.len() <= 64));
     // In each step, or in each second one where answers are dear, which here depends on the machine.
-    let speaks = |rows: &[pocket_llm::worker::decoder::Row]| rows.iter().any(|row| row.logits);
+    let speaks = |rows: &[Row]| rows.iter().any(|row| row.logits);
     for two in chunks.windows(2) {
         assert!(
             speaks(two[0]) || speaks(two[1]),

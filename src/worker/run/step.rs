@@ -13,9 +13,6 @@ use std::time::{Duration, Instant};
 /// Prompts of models that forget are saved at their end if they are as long as this: a shorter one is soon decoded again.
 const WORTH_A_STATE: usize = 128;
 
-/// Prompts that are alone may make a step longer by one part in so many, if they are decoded then.
-const LEFT_OVER: u32 = 4;
-
 /// A pass in which all rows have logits takes about so much longer than one in which one row has.
 const LOGITS: f32 = 1.3;
 
@@ -58,18 +55,17 @@ impl Engine<'_> {
                 }
             })
             .collect();
-        let mut budget = self.pace.prefill_rows(decoding, self.sizes.batch_size);
         let waiting: u32 = prompts.iter().sum();
-        // A pass for the few rows that are left would read all weights once more: they come along, if no answer waits for it.
-        if decoding == 0 && waiting <= budget + budget / LEFT_OVER {
-            budget = waiting.min(self.sizes.batch_size).max(budget);
-        }
         // Each second step with a part of a long prompt has no rows of answers, where those are dear.
-        self.sat_out = !self.sat_out && self.pace.answers_sit_out(decoding, waiting, budget);
-        if self.sat_out {
-            budget = self.pace.prefill_rows(0, self.sizes.batch_size);
-        }
-        let chunks = share_rows(&prompts, budget);
+        let beside = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        self.sat_out = !self.sat_out && self.pace.answers_sit_out(decoding, waiting, beside);
+        let alone = decoding == 0 || self.sat_out;
+        let budget = if alone {
+            self.pace.prompt_rows(waiting, self.sizes.batch_size)
+        } else {
+            beside
+        };
+        let chunks = share_rows(&prompts, &self.order(&prompts), budget, !alone);
         let prefill = chunks.iter().sum();
         let drafts = if self.sat_out {
             Vec::new()
@@ -106,6 +102,18 @@ impl Engine<'_> {
         }
         self.decode(&shares, prefill);
         true
+    }
+
+    /// Whose prompt comes first: for two steps the one of which least is left, so that a short question does not wait for long ones;
+    /// then for two the one that came first, so that none waits for ever.
+    fn order(&self, left: &[u32]) -> Vec<usize> {
+        let oldest = self.stats.steps / 2 % 2 == 1;
+        let mut order: Vec<usize> = (0..left.len()).collect();
+        order.sort_by_key(|one| {
+            let left = if oldest { 0 } else { left[*one] };
+            (left, self.running[*one].arrival.id)
+        });
+        order
     }
 
     /// How many tokens each running sequence drafts.
