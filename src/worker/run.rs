@@ -10,7 +10,7 @@ mod step;
 use super::cache::{Cache, Rules};
 use super::decoder::{Decoder, Draft, EmbedError, Row, Vocab};
 use super::embedding::{Round, Texts};
-use super::scheduler::{FairQueue, Pace};
+use super::scheduler::{FairQueue, Pace, Turns};
 use super::sequence::{Arrival, Sequence};
 use super::speculation::{Costs, Pool};
 use crate::engine::wire::RequestId;
@@ -95,7 +95,7 @@ pub fn run<'a>(
         rested: false,
         cache: Cache::new(sizes.sequences, rules),
         pace: Pace::new(sizes.step_ms),
-        sat_out: false,
+        turns: Turns::default(),
         pool: Pool::new(apart),
         costs: sizes.costs.unwrap_or_default(),
         model: draft
@@ -149,8 +149,8 @@ struct Engine<'a> {
     rested: bool,
     cache: Cache,
     pace: Pace,
-    /// Whether the last step had prompt rows and none of answers under way.
-    sat_out: bool,
+    /// Of answers and prompts.
+    turns: Turns,
     /// What was said before, for drafts.
     pool: Pool,
     costs: Costs,

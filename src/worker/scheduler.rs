@@ -124,6 +124,35 @@ pub fn share_rows(remaining: &[u32], order: &[usize], rows: u32, apart: bool) ->
     }
 }
 
+/// What a step has rows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Answers under way, with prompts beside them.
+    Both,
+    /// Prompts only.
+    Prompts,
+    /// Answers only.
+    Answers,
+}
+
+/// Takes turns. Rows of answers make a pass of their own in any case: where that is dear, prompts have two steps for each of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turns {
+    prompts_in_a_row: u32,
+}
+
+impl Turns {
+    /// What the next step has, where answers are under way.
+    pub fn next(&mut self, dear: bool) -> Turn {
+        if dear && self.prompts_in_a_row < PROMPTS_IN_A_ROW {
+            self.prompts_in_a_row += 1;
+            return Turn::Prompts;
+        }
+        self.prompts_in_a_row = 0;
+        if dear { Turn::Answers } else { Turn::Both }
+    }
+}
+
 /// About as many rows as `rows` in whole groups, at most `most`.
 fn whole_groups(rows: u32, most: u32) -> u32 {
     let groups = (rows + rows / LONGER).min(most) / GROUP * GROUP;
@@ -163,8 +192,10 @@ const SMALL_GROUP: u32 = 4;
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
 /// Answers are dear beside a chunk if they take this part of its time, and more than a moment.
-const DEAR: f64 = 0.08;
+const DEAR: f64 = 0.11;
 const NOTICEABLE_MS: f64 = 5.0;
+/// Steps of prompts for one of answers, where these are dear.
+const PROMPTS_IN_A_ROW: u32 = 2;
 /// How many times larger than all before it a chunk may be.
 const GROWTH: u32 = 4;
 /// How many times longer a step without rows of answers may be: each chunk reads all weights once, and on a slow machine a step has
@@ -227,10 +258,9 @@ impl Pace {
         }
     }
 
-    /// Whether answers under way should leave a step to prompts of which `waiting` rows are left, `budget` of them for this step. Their
-    /// rows make a pass over the weights of their own: where that is a good part of the step, and the prompt takes several, it is
-    /// done sooner if they have a row in each second step only.
-    pub fn answers_sit_out(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
+    /// Whether `decoding` answers and prompts of which `waiting` rows are left should take turns, instead of having `budget` rows of
+    /// prompts beside the answers in each step: where answers are a good part of a step, and the prompts take several.
+    pub fn answers_are_dear(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
         let chunk_ms = f64::from(budget) * self.row_ms.unwrap_or(0.0);
         decoding > 0
             && waiting > budget
@@ -434,19 +464,28 @@ mod tests {
     }
 
     #[test]
-    fn answers_sit_out_where_they_are_dear() {
+    fn answers_and_prompts_take_turns_where_answers_are_dear() {
         let mut pace = Pace::new(300);
-        let of = |pace: &Pace, waiting| pace.answers_sit_out(7, waiting, 100);
+        let of = |pace: &Pace, waiting| pace.answers_are_dear(7, waiting, 100);
         assert!(!of(&pace, 1000), "nothing is known yet");
         pace.observe(7, 0, 30.0);
         pace.observe(0, 100, 230.0);
         assert!(of(&pace, 1000));
         assert!(!of(&pace, 100), "a prompt of one step");
-        assert!(!pace.answers_sit_out(0, 1000, 100), "there are none");
+        assert!(!pace.answers_are_dear(0, 1000, 100), "there are none");
         let mut one = Pace::new(300);
         one.observe(1, 0, 7.0);
         one.observe(0, 100, 230.0);
         assert!(!of(&one, 1000), "one answer takes little");
+        let mut turns = Turns::default();
+        let dear = [true, true, true, true, false, true, true, true];
+        let expected = {
+            use Turn::{Answers, Both, Prompts};
+            [
+                Prompts, Prompts, Answers, Prompts, Both, Prompts, Prompts, Answers,
+            ]
+        };
+        assert_eq!(dear.map(|dear| turns.next(dear)), expected);
     }
 
     #[test]

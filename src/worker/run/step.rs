@@ -4,7 +4,7 @@ use super::draft::Undrafted;
 use super::{Engine, count, micros};
 use crate::engine::{EngineError, Event, FinishReason, Token};
 use crate::worker::decoder::{Row, SeqId};
-use crate::worker::scheduler::share_rows;
+use crate::worker::scheduler::{Turn, share_rows};
 use crate::worker::sequence::Sequence;
 use crate::worker::speculation::{self, Drafter, MOST_DRAFTED};
 use std::collections::HashMap;
@@ -56,25 +56,28 @@ impl Engine<'_> {
             })
             .collect();
         let waiting: u32 = prompts.iter().sum();
-        // Each second step with a part of a long prompt has no rows of answers, where those are dear.
         let beside = self.pace.prefill_rows(decoding, self.sizes.batch_size);
-        self.sat_out = !self.sat_out && self.pace.answers_sit_out(decoding, waiting, beside);
-        let alone = decoding == 0 || self.sat_out;
-        let budget = if alone {
-            self.pace.prompt_rows(waiting, self.sizes.batch_size)
+        let turn = if decoding == 0 {
+            Turn::Prompts
         } else {
-            beside
+            let dear = self.pace.answers_are_dear(decoding, waiting, beside);
+            self.turns.next(dear)
         };
-        let chunks = share_rows(&prompts, &self.order(&prompts), budget, !alone);
+        let budget = match turn {
+            Turn::Both => beside,
+            Turn::Prompts => self.pace.prompt_rows(waiting, self.sizes.batch_size),
+            Turn::Answers => 0,
+        };
+        let chunks = share_rows(&prompts, &self.order(&prompts), budget, turn == Turn::Both);
         let prefill = chunks.iter().sum();
-        let drafts = if self.sat_out {
+        let drafts = if turn == Turn::Prompts {
             Vec::new()
         } else {
             self.drafts(prefill)
         };
         let mut shares = vec![Share::default(); self.running.len()];
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            if sequence.is_done() || (self.sat_out && sequence.is_decoding()) {
+            if sequence.is_done() || (turn == Turn::Prompts && sequence.is_decoding()) {
                 continue;
             }
             let first = self.rows.len();
