@@ -191,8 +191,8 @@ const SMALL_GROUP: u32 = 4;
 /// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
-/// Answers are dear beside a chunk if they take this part of its time, and more than a moment.
-const DEAR: f64 = 0.11;
+/// Answers are dear if a step of them takes this part of one of prompts, and more than a moment.
+const DEAR: f64 = 0.08;
 const NOTICEABLE_MS: f64 = 5.0;
 /// Steps of prompts for one of answers, where these are dear.
 const PROMPTS_IN_A_ROW: u32 = 2;
@@ -258,8 +258,8 @@ impl Pace {
         }
     }
 
-    /// Whether `decoding` answers and prompts of which `waiting` rows are left should take turns, instead of having `budget` rows of
-    /// prompts beside the answers in each step: where answers are a good part of a step, and the prompts take several.
+    /// Whether `decoding` answers and prompts of which `waiting` rows are left should take turns, `budget` rows in a step of prompts:
+    /// where a step of answers takes a good part of that, and the prompts take several.
     pub fn answers_are_dear(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
         let chunk_ms = f64::from(budget) * self.row_ms.unwrap_or(0.0);
         decoding > 0

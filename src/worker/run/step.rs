@@ -56,16 +56,17 @@ impl Engine<'_> {
             })
             .collect();
         let waiting: u32 = prompts.iter().sum();
-        let beside = self.pace.prefill_rows(decoding, self.sizes.batch_size);
+        let most = self.sizes.batch_size;
+        let alone = self.pace.prompt_rows(waiting, most);
         let turn = if decoding == 0 {
             Turn::Prompts
         } else {
-            let dear = self.pace.answers_are_dear(decoding, waiting, beside);
+            let dear = self.pace.answers_are_dear(decoding, waiting, alone);
             self.turns.next(dear)
         };
         let budget = match turn {
-            Turn::Both => beside,
-            Turn::Prompts => self.pace.prompt_rows(waiting, self.sizes.batch_size),
+            Turn::Both => self.pace.prefill_rows(decoding, most),
+            Turn::Prompts => alone,
             Turn::Answers => 0,
         };
         let chunks = share_rows(&prompts, &self.order(&prompts), budget, turn == Turn::Both);
