@@ -159,9 +159,9 @@ pub struct EngineArgs {
     #[arg(long, env = "POCKET_LLM_MEMORY", value_name = "MIB")]
     pub memory: Option<u64>,
 
-    /// How long a step should take at most, in milliseconds; twice as long while no answer is under way. Long prompts are cut
-    /// into chunks that keep to it: smaller values let running answers and cancelled requests wait less, and make long prompts
-    /// slower. Decoding alone may take longer on a slow machine
+    /// How long a step should take at most, in milliseconds; about twice as long where only prompts are in it. Long prompts are
+    /// cut into chunks that keep to it: smaller values let running answers and cancelled requests wait less, and make long
+    /// prompts slower. Decoding alone may take longer on a slow machine
     #[arg(
         long,
         env = "POCKET_LLM_STEP_MS",

@@ -34,7 +34,8 @@ struct Spoken {
 }
 
 impl Engine<'_> {
-    /// One step: a row for each running answer, with drafts behind it, and prefill chunks in what time is left. Rows are in the
+    /// One step: a row for each running answer, with drafts behind it, and prefill chunks in what time is left, or one of the two
+    /// where answers are dear ([`Turn`]). Rows are in the
     /// order of their sequences, which llama.cpp needs to take them all in one pass over the weights.
     pub(super) fn step(&mut self) -> bool {
         self.rows.clear();
