@@ -88,40 +88,49 @@ impl<T> FairQueue<T> {
     }
 }
 
-/// Shares `rows` prefill rows out between prompts of which `remaining` tokens are left, `order` saying who comes first (indices of
-/// `remaining`). The first so many have equal parts that each makes a group of rows; what a short one leaves goes to the others. More of
-/// them, or odd rows, would cost more passes: in one, llama.cpp takes the same number of rows of each sequence, and what is beyond that
-/// is another one. Beside answers (`apart`) the first row of each prompt goes into the pass that they share.
-pub fn share_rows(remaining: &[u32], order: &[usize], rows: u32, apart: bool) -> Vec<u32> {
-    let apart = u32::from(apart);
-    let mut shares = vec![0; remaining.len()];
-    let mut left = rows;
-    loop {
-        let wanting = order.iter().filter(|one| shares[**one] < remaining[**one]);
-        let served: Vec<usize> = wanting
-            .take((left / (GROUP + apart)).max(1) as usize)
-            .copied()
-            .collect();
-        let Ok(count @ 1..) = u32::try_from(served.len()) else {
-            return shares;
-        };
-        let mut part = left / count;
-        if count > 1 && part > apart {
-            part -= (part - apart) % SMALL_GROUP;
-        }
-        let before = left;
-        let mut satisfied = false;
-        for one in served {
-            let more = part.min(remaining[one] - shares[one]);
-            shares[one] += more;
-            left -= more;
-            satisfied |= shares[one] == remaining[one];
-        }
-        // Who comes with a few rows that are left over makes a pass for them.
-        if !satisfied || left < LEAST_ROWS.min(before) {
-            return shares;
+/// A prompt that is not decoded yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its sequence's number.
+    pub seq: u32,
+    /// Tokens that are left; 0 is none, and no prompt.
+    pub left: u32,
+}
+
+/// Shares out about `rows` rows, and at most `most`, between prompts in the order of their sequences, of which `first` (an index) comes first. That one
+/// has what it wants, as far as the rows go. Where there is room for more, neighbours on both sides that want as much have as many rows: in one
+/// pass llama.cpp takes the same number of rows of each sequence, and only of neighbours; whatever is beyond that would be another pass,
+/// which reads all weights again.
+pub fn share_rows(prompts: &[Waiting], first: usize, rows: u32, most: u32) -> Vec<u32> {
+    let mut shares = vec![0; prompts.len()];
+    let Some(head) = prompts.get(first).filter(|head| head.left > 0) else {
+        return shares;
+    };
+    let most = most.min(rows + rows / LONGER);
+    let part = if head.left <= most {
+        head.left
+    } else {
+        rows.min(most)
+    };
+    if part == 0 {
+        return shares;
+    }
+    let room = (most / part) as usize;
+    let joins = |one: usize, beside: usize| {
+        prompts[one].left >= part && prompts[one].seq.abs_diff(prompts[beside].seq) == 1
+    };
+    let (mut from, mut to) = (first, first);
+    while to - from + 1 < room {
+        if to + 1 < prompts.len() && joins(to + 1, to) {
+            to += 1;
+        } else if from > 0 && joins(from - 1, from) {
+            from -= 1;
+        } else {
+            break;
         }
     }
+    shares[from..=to].fill(part);
+    shares
 }
 
 /// What a step has rows of.
@@ -186,8 +195,6 @@ const TELLING_ROWS: u32 = 16;
 /// Kernels work on rows in groups of so many or of a divisor of it, and take the rest of a chunk row by row or in smaller groups:
 /// 40 rows can take as long as 48.
 const GROUP: u32 = 16;
-/// The group that all kernels have.
-const SMALL_GROUP: u32 = 4;
 /// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
@@ -221,7 +228,7 @@ impl Pace {
         self.rows_in(self.step_ms, decoding, most)
     }
 
-    /// How many rows of prompts, of which `waiting` are left, go into a step without rows of answers.
+    /// How many rows of prompts go into a step without rows of answers, if `waiting` are left of the one that comes first.
     pub fn prompt_rows(&self, waiting: u32, most: u32) -> u32 {
         let rows = self.rows_in(ALONE * self.step_ms, 0, most);
         // A pass for the few rows that are left would read all weights once more.
@@ -259,11 +266,11 @@ impl Pace {
     }
 
     /// Whether `decoding` answers and prompts of which `waiting` rows are left should take turns, `budget` rows in a step of prompts:
-    /// where a step of answers takes a good part of that, and the prompts take several.
+    /// where a step of answers takes a good part of that. A few rows go into the pass of the answers, or take hardly more in one of their own.
     pub fn answers_are_dear(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
         let chunk_ms = f64::from(budget) * self.row_ms.unwrap_or(0.0);
         decoding > 0
-            && waiting > budget
+            && waiting > LEAST_ROWS
             && self.base_ms > NOTICEABLE_MS
             && self.base_ms > DEAR * chunk_ms
     }
@@ -356,26 +363,64 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_short_prompt_passes_a_long_one() {
-        assert_eq!(share_rows(&[1000, 10], &[1, 0], 64, false), [54, 10]);
-        assert_eq!(share_rows(&[1000, 10], &[1, 0], 8, false), [0, 8]);
-        assert_eq!(share_rows(&[3, 2], &[1, 0], 64, false), [3, 2]);
-        assert_eq!(share_rows(&[0, 5], &[0, 1], 64, false), [0, 5]);
-        assert_eq!(share_rows(&[], &[], 9, false), [0; 0]);
+    fn waiting(left: &[u32]) -> Vec<Waiting> {
+        let one = |(seq, left): (usize, &u32)| Waiting {
+            seq: u32::try_from(seq).unwrap(),
+            left: *left,
+        };
+        left.iter().enumerate().map(one).collect()
     }
 
     #[test]
-    fn parts_make_few_passes() {
-        let order: Vec<usize> = (0..8).collect();
-        let eight = |rows, apart| share_rows(&[100; 8], &order, rows, apart);
-        assert_eq!(eight(128, false), [16; 8]);
-        assert_eq!(eight(96, false), [16, 16, 16, 16, 16, 16, 0, 0]);
-        assert_eq!(eight(100, false), [16, 16, 16, 16, 16, 16, 0, 0]);
-        assert_eq!(eight(33, true), [33, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(eight(37, true), [17, 17, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(eight(3, false), [3, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(share_rows(&[1000, 1000], &[0, 1], 65, false), [32, 32]);
+    fn who_comes_first_has_what_it_wants() {
+        let share = |left: &[u32], first, rows| share_rows(&waiting(left), first, rows, 128);
+        assert_eq!(
+            share(&[1000, 10], 1, 64),
+            [10, 10],
+            "the long one has as much"
+        );
+        assert_eq!(share(&[1000, 10], 0, 64), [64, 0]);
+        assert_eq!(share(&[1000, 10], 1, 8), [0, 8]);
+        assert_eq!(
+            share(&[1000, 70], 1, 64),
+            [0, 70],
+            "a few more are not left"
+        );
+        assert_eq!(share(&[1000, 75], 1, 64), [0, 64]);
+        assert_eq!(share_rows(&waiting(&[75]), 0, 72, 74), [72], "no room");
+        assert_eq!(share(&[0, 5], 1, 64), [0, 5]);
+        assert_eq!(share(&[0, 5], 0, 64), [0, 0], "no prompt");
+        assert_eq!(share(&[7, 5], 0, 0), [0, 0]);
+        assert_eq!(share(&[], 0, 9), [0; 0]);
+    }
+
+    #[test]
+    fn a_step_is_one_pass_of_neighbours() {
+        let eight = |first, rows| share_rows(&waiting(&[41; 8]), first, rows, 128);
+        assert_eq!(
+            eight(0, 80),
+            [41, 41, 0, 0, 0, 0, 0, 0],
+            "82 rows are about 80"
+        );
+        assert_eq!(eight(7, 128), [0, 0, 0, 0, 0, 41, 41, 41]);
+        assert_eq!(eight(3, 60), [0, 0, 0, 41, 0, 0, 0, 0]);
+        let mixed = |first| share_rows(&waiting(&[200, 41, 67, 30, 0, 30]), first, 128, 128);
+        assert_eq!(
+            mixed(3),
+            [30, 30, 30, 30, 0, 0],
+            "who wants more has as much"
+        );
+        assert_eq!(
+            mixed(1),
+            [41, 41, 41, 0, 0, 0],
+            "who wants less would make another pass"
+        );
+        let apart = [Waiting { seq: 2, left: 9 }, Waiting { seq: 4, left: 9 }];
+        assert_eq!(
+            share_rows(&apart, 0, 64, 64),
+            [9, 0],
+            "a sequence lies between them"
+        );
     }
 
     #[test]
@@ -471,7 +516,8 @@ mod tests {
         pace.observe(7, 0, 30.0);
         pace.observe(0, 100, 230.0);
         assert!(of(&pace, 1000));
-        assert!(!of(&pace, 100), "a prompt of one step");
+        assert!(of(&pace, 20), "also for a short prompt");
+        assert!(!of(&pace, 8), "a few rows");
         assert!(!pace.answers_are_dear(0, 1000, 100), "there are none");
         let mut one = Pace::new(300);
         one.observe(1, 0, 7.0);
@@ -504,20 +550,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shares_add_up(remaining in prop::collection::vec(0u32..2000, 0..20), rows in 0u32..3000, apart: bool) {
-            let mut order: Vec<usize> = (0..remaining.len()).collect();
-            order.sort_by_key(|one| remaining[*one]);
-            let shares = share_rows(&remaining, &order, rows, apart);
-            let total: u32 = remaining.iter().sum();
-            let given: u32 = shares.iter().sum();
-            prop_assert!(given <= rows.min(total));
-            prop_assert!(shares.iter().zip(&remaining).all(|(got, want)| got <= want));
-            prop_assert!(given > 0 || rows == 0 || total == 0, "somebody gets on");
-            // Each one whose turn it is has a group, unless fewer rows are left, or it wants less.
-            let open = order.iter().filter(|one| (1..remaining[**one]).contains(&shares[**one]));
-            for one in open.skip(1) {
-                prop_assert!(shares[*one] >= LEAST_ROWS.min(rows), "{shares:?}");
-            }
+        fn shares_are_one_pass(
+            left in prop::collection::vec((1u32..3, 0u32..300), 1..20),
+            first in any::<prop::sample::Index>(),
+            rows in 0u32..600,
+            most in 1u32..600,
+        ) {
+            let prompts: Vec<Waiting> = left.iter().scan(0, |seq, (step, left)| {
+                *seq += step;
+                Some(Waiting { seq: *seq, left: *left })
+            }).collect();
+            let first = first.index(prompts.len());
+            let shares = share_rows(&prompts, first, rows, most);
+            prop_assert_eq!(shares[first] > 0, prompts[first].left > 0 && rows > 0, "who comes first gets on");
+            prop_assert!(shares.iter().sum::<u32>() <= most.min(rows + rows / LONGER));
+            prop_assert!(shares.iter().zip(&prompts).all(|(got, prompt)| *got <= prompt.left));
+            let served: Vec<_> = prompts.iter().zip(&shares).filter(|(_, got)| **got > 0).collect();
+            prop_assert!(served.windows(2).all(|two| two[0].1 == two[1].1 && two[0].0.seq + 1 == two[1].0.seq), "{shares:?}");
         }
 
         #[test]

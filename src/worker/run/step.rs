@@ -4,7 +4,7 @@ use super::draft::Undrafted;
 use super::{Engine, count, micros};
 use crate::engine::{EngineError, Event, FinishReason, Token};
 use crate::worker::decoder::{Row, SeqId};
-use crate::worker::scheduler::{Turn, share_rows};
+use crate::worker::scheduler::{Turn, Waiting, share_rows};
 use crate::worker::sequence::Sequence;
 use crate::worker::speculation::{self, Drafter, MOST_DRAFTED};
 use std::collections::HashMap;
@@ -45,32 +45,27 @@ impl Engine<'_> {
                 .filter(|one| !one.is_done() && one.is_decoding())
                 .count(),
         );
-        let prompts: Vec<u32> = self
-            .running
-            .iter()
-            .map(|one| {
-                if one.is_done() || one.is_decoding() {
-                    0
-                } else {
-                    one.prefill_left()
-                }
-            })
-            .collect();
-        let waiting: u32 = prompts.iter().sum();
+        let prompts = self.prompts();
+        let first = self.first(&prompts);
+        let waiting: u32 = prompts.iter().map(|one| one.left).sum();
         let most = self.sizes.batch_size;
-        let alone = self.pace.prompt_rows(waiting, most);
+        let left = prompts.get(first).map_or(0, |one| one.left);
+        let alone = self.pace.prompt_rows(left, most);
         let turn = if decoding == 0 {
             Turn::Prompts
         } else {
             let dear = self.pace.answers_are_dear(decoding, waiting, alone);
             self.turns.next(dear)
         };
-        let budget = match turn {
-            Turn::Both => self.pace.prefill_rows(decoding, most),
-            Turn::Prompts => alone,
-            Turn::Answers => 0,
+        let (budget, room) = match turn {
+            Turn::Both => {
+                let rows = self.pace.prefill_rows(decoding, most);
+                (rows, most.saturating_sub(decoding).max(1))
+            }
+            Turn::Prompts => (alone, most),
+            Turn::Answers => (0, 0),
         };
-        let chunks = share_rows(&prompts, &self.order(&prompts), budget, turn == Turn::Both);
+        let chunks = share_rows(&prompts, first, budget, room);
         let prefill = chunks.iter().sum();
         let drafts = if turn == Turn::Prompts {
             Vec::new()
@@ -109,16 +104,28 @@ impl Engine<'_> {
         true
     }
 
+    /// What is left of each running sequence's prompt.
+    fn prompts(&self) -> Vec<Waiting> {
+        let waiting = |one: &Sequence| !one.is_done() && !one.is_decoding();
+        self.running
+            .iter()
+            .map(|one| Waiting {
+                seq: one.seq.0,
+                left: if waiting(one) { one.prefill_left() } else { 0 },
+            })
+            .collect()
+    }
+
     /// Whose prompt comes first: for two steps the one of which least is left, so that a short question does not wait for long ones;
     /// then for two the one that came first, so that none waits for ever.
-    fn order(&self, left: &[u32]) -> Vec<usize> {
+    fn first(&self, prompts: &[Waiting]) -> usize {
         let oldest = self.stats.steps / 2 % 2 == 1;
-        let mut order: Vec<usize> = (0..left.len()).collect();
-        order.sort_by_key(|one| {
-            let left = if oldest { 0 } else { left[*one] };
-            (left, self.running[*one].arrival.id)
+        let waiting = prompts.iter().enumerate().filter(|(_, one)| one.left > 0);
+        let first = waiting.min_by_key(|(index, one)| {
+            let left = if oldest { 0 } else { one.left };
+            (left, self.running[*index].arrival.id)
         });
-        order
+        first.map_or(0, |(index, _)| index)
     }
 
     /// How many tokens each running sequence drafts.
