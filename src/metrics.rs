@@ -295,6 +295,7 @@ fn pool_registry(pool: &Pool) -> Registry {
     counter("worker_steps", "Steps of the engines' loops", worker.steps);
     counter("worker_prefill_rows", "Prompt tokens decoded", worker.prefill_rows);
     counter("worker_decode_rows", "Answer tokens decoded, drafts included", worker.decode_rows);
+    counter("padding_rows", "Rows decoded only because a step is faster with them", worker.padding_rows);
     counter("draft_tokens", "Tokens guessed and decoded together with one that was due", worker.draft_rows);
     counter("draft_tokens_kept", "Those of them that the model said", worker.draft_rows_kept);
     counter("cancellations", "Sequences freed because their client left or their time was over", worker.cancelled);

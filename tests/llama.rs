@@ -205,6 +205,48 @@ async fn the_second_turn_decodes_only_what_is_new() {
 }
 
 real! {
+/// Three streams of four sequences: the fourth one, which holds a conversation, lends a row, if only to find out whether that pays.
+async fn a_sequence_that_lends_a_row_keeps_what_it_holds() {
+    for model in [SMALL, GEMMA] {
+        let (engine, _) = start(model, 4, 1024, FEW_ROWS).await;
+        let question = Message::new(Role::User, "What is the capital of France?");
+        let (answer, first) = ask(&engine, greedy(Prompt::Messages(vec![question.clone()]), 40)).await.unwrap();
+        let topics = ["a boat", "the rain", "an old clock"];
+        let story = |topic: &str| {
+            let mut request = greedy(chat(&format!("Tell me a story about {topic}.")), 60);
+            (request.ignore_eos, request.cache_prompt) = (true, false);
+            request
+        };
+        let [one, two, three] = topics.map(|topic| ask(&engine, story(topic)));
+        let told = tokio::try_join!(one, two, three).unwrap();
+        let padded = engine.load().worker.padding_rows;
+        assert!(padded > 0, "{model}: no step was padded");
+        let turns = vec![
+            question,
+            Message::new(Role::Assistant, answer),
+            Message::new(Role::User, "And of Italy?"),
+        ];
+        let mut request = greedy(Prompt::Messages(turns), 24);
+        request.ignore_eos = true;
+        let (text, second) = ask(&engine, request.clone()).await.unwrap();
+        if model == SMALL {
+            // Noise says bytes that are no text, which can't be continued in its own tokens.
+            let said = first.usage.prompt_tokens + first.usage.completion_tokens;
+            assert!(second.usage.cached_tokens >= said - 2, "{second:?} after {first:?}");
+            request.cache_prompt = false;
+            assert_eq!(ask(&engine, request).await.unwrap().0, text);
+            for (topic, (together, _)) in topics.iter().zip([told.0, told.1, told.2]) {
+                assert_eq!(ask(&engine, story(topic)).await.unwrap().0, together, "{topic}");
+            }
+        } else {
+            assert!(second.usage.cached_tokens > 0, "{second:?}");
+        }
+        engine.shutdown().await;
+    }
+}
+}
+
+real! {
 async fn a_clients_control_tokens_are_text() {
     let (engine, _) = start(SMALL, 1, 512, 64).await;
     let tokens = async |content: &str| {

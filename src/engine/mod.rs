@@ -599,6 +599,8 @@ pub struct WorkerStats {
     pub draft_rows: u64,
     /// Those of them that the model said.
     pub draft_rows_kept: u64,
+    /// Rows of idle sequences, decoded only because a step is faster with them, since the worker started. They are among no others.
+    pub padding_rows: u64,
     /// Prompt tokens that needed no decoding, since the worker started.
     pub cached_rows: u64,
     /// Bytes of states kept beside the KV cache.
@@ -619,6 +621,7 @@ impl WorkerStats {
         self.decode_rows += other.decode_rows;
         self.draft_rows += other.draft_rows;
         self.draft_rows_kept += other.draft_rows_kept;
+        self.padding_rows += other.padding_rows;
         self.cached_rows += other.cached_rows;
         self.cancelled += other.cancelled;
         self.decode_us += other.decode_us;

@@ -118,6 +118,10 @@ pub trait Decoder {
     }
     /// Gives back what [`Decoder::embed`] took.
     fn end_embedding(&mut self);
+    /// Rows that [`Decoder::step`] added since the decoder was made, because a step was faster with them.
+    fn padding_rows(&self) -> u64 {
+        0
+    }
     /// Forgets the sequence.
     fn clear(&mut self, seq: SeqId) {
         self.truncate(seq, 0);

@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod embedding;
 #[cfg(feature = "llama")]
 pub mod llama;
+pub mod padding;
 pub mod process;
 pub mod prompt;
 pub mod run;

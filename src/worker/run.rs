@@ -328,6 +328,7 @@ impl Engine<'_> {
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
         self.stats.saved_bytes = self.cache.saved_bytes();
+        self.stats.padding_rows = self.decoder.padding_rows();
         self.rested = false;
         let began = Instant::now();
         let heard = report(Report {

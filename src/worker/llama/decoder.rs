@@ -5,18 +5,22 @@ use super::embedder::Embedder;
 use crate::engine::{ModelInfo, Token};
 use crate::models::memory::Plan;
 use crate::worker::decoder::{Decoder, EmbedError, Position, Row, SeqId, StateId, StepError};
+use crate::worker::padding::Padding;
 use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 pub(super) struct LlamaDecoder<'m> {
     context: TeamContext<'m>,
     /// Draft models have none.
     embedder: Option<Embedder<'m>>,
     batch: LlamaBatch<'static>,
+    padding: Padding,
+    padding_rows: u64,
     /// Tokens that each sequence holds.
     held: Vec<Position>,
     context_per_sequence: Position,
@@ -46,6 +50,8 @@ impl<'m> LlamaDecoder<'m> {
             context,
             embedder,
             batch: LlamaBatch::new(batch as usize, 1),
+            padding: Padding::default(),
+            padding_rows: 0,
             held: vec![0; info.sequences as usize],
             context_per_sequence: info.context_per_sequence,
             vocab_size: info.vocab_size,
@@ -61,9 +67,8 @@ impl<'m> LlamaDecoder<'m> {
         }
     }
 
-    /// Fills the batch with rows of which every number was looked at.
-    fn fill(&mut self, rows: &[Row]) -> Result<(), StepError> {
-        let wrong = |what: &str, row: &Row| Err(StepError(format!("{what}: {row:?}")));
+    /// Fills the batch with rows of which every number was looked at, and one of each sequence of `idle`, in the order of sequences.
+    fn fill(&mut self, rows: &[Row], idle: &[SeqId]) -> Result<(), StepError> {
         if rows.is_empty() || rows.len() > self.most_rows {
             return Err(StepError(format!(
                 "{} rows; a step has 1 to {}",
@@ -72,30 +77,78 @@ impl<'m> LlamaDecoder<'m> {
             )));
         }
         let mut next = self.held.clone();
+        let mut idle = idle.iter().copied().peekable();
         self.batch.clear();
         for row in rows {
-            let Some(position) = next.get_mut(row.seq.0 as usize) else {
-                return wrong("no such sequence", row);
-            };
-            if row.position != *position || row.position >= self.context_per_sequence {
-                return wrong("not the sequence's next position", row);
+            while let Some(seq) = idle.next_if(|idle| *idle < row.seq) {
+                self.add(self.row_of_padding(seq), &mut next)?;
             }
-            *position += 1;
-            let (Ok(token), true) = (i32::try_from(row.token.0), row.token.0 < self.vocab_size)
-            else {
-                return wrong("no such token", row);
-            };
-            let added = self.batch.add(
-                LlamaToken::new(token),
-                row.position.cast_signed(),
-                &[row.seq.0.cast_signed()],
-                row.logits,
-            );
-            if added.is_err() {
-                return wrong("no room in the batch", row);
-            }
+            self.add(*row, &mut next)?;
+        }
+        for seq in idle {
+            self.add(self.row_of_padding(seq), &mut next)?;
         }
         Ok(())
+    }
+
+    /// Any token does. Its logits are computed as all others are, or the last multiplication would have an odd number of rows.
+    fn row_of_padding(&self, seq: SeqId) -> Row {
+        Row {
+            seq,
+            position: self.held[seq.0 as usize],
+            token: Token(0),
+            logits: true,
+        }
+    }
+
+    fn add(&mut self, row: Row, next: &mut [Position]) -> Result<(), StepError> {
+        let wrong = |what: &str| Err(StepError(format!("{what}: {row:?}")));
+        let Some(position) = next.get_mut(row.seq.0 as usize) else {
+            return wrong("no such sequence");
+        };
+        if row.position != *position || row.position >= self.context_per_sequence {
+            return wrong("not the sequence's next position");
+        }
+        *position += 1;
+        let (Ok(token), true) = (i32::try_from(row.token.0), row.token.0 < self.vocab_size) else {
+            return wrong("no such token");
+        };
+        let added = self.batch.add(
+            LlamaToken::new(token),
+            row.position.cast_signed(),
+            &[row.seq.0.cast_signed()],
+            row.logits,
+        );
+        if added.is_err() {
+            return wrong("no room in the batch");
+        }
+        Ok(())
+    }
+
+    /// Removes a sequence's cells from a position on.
+    fn remove(&mut self, seq: SeqId, to: Position) {
+        let from = (to > 0).then_some(to);
+        if let Err(error) = self
+            .context
+            .kv_cache_seq_rm(seq.0.cast_signed(), from, None)
+        {
+            // Only caches that can't be cut refuse, and those are never asked to (`cuttable`).
+            tracing::error!(%error, ?seq, to, "a sequence could not be cut");
+        }
+    }
+
+    /// The idle sequences that join a step, as far as the batch has room for them.
+    fn padding(&mut self, rows: &[Row]) -> Vec<SeqId> {
+        let (held, uncuttable) = (&self.held, self.uncuttable);
+        // What can't be taken back may join only while it is empty.
+        let may = |seq: SeqId| !uncuttable || held[seq.0 as usize] == 0;
+        let idle = self
+            .padding
+            .choose(rows, held, self.context_per_sequence, may);
+        if rows.len() + idle.len() > self.most_rows {
+            return Vec::new();
+        }
+        idle
     }
 }
 
@@ -105,20 +158,27 @@ impl Decoder for LlamaDecoder<'_> {
         rows: &[Row],
         logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), StepError> {
-        self.fill(rows)?;
+        let idle = self.padding(rows);
+        self.fill(rows, &idle)?;
         self.context.prepare(rows.len())?;
-        self.context
-            .decode(&mut self.batch)
-            .map_err(|error| StepError(error.to_string()))?;
+        let began = Instant::now();
+        let decoded = self.context.decode(&mut self.batch);
+        self.padding.took(began.elapsed());
+        for seq in &idle {
+            self.remove(*seq, self.held[seq.0 as usize]);
+        }
+        decoded.map_err(|error| StepError(error.to_string()))?;
+        self.padding_rows += idle.len() as u64;
         for row in rows {
             self.held[row.seq.0 as usize] += 1;
         }
-        for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            // The index is below the batch size, and this row asked for logits: it can't panic.
+        for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
+            let place = index + idle.partition_point(|idle| *idle < row.seq);
+            // The place is in the batch, and this row asked for logits: it can't panic.
             logits(
                 index,
                 self.context
-                    .get_logits_ith(i32::try_from(index).unwrap_or(0)),
+                    .get_logits_ith(i32::try_from(place).unwrap_or(0)),
             );
         }
         Ok(())
@@ -151,15 +211,8 @@ impl Decoder for LlamaDecoder<'_> {
         if to >= *held {
             return;
         }
-        let from = (to > 0).then_some(to);
-        if let Err(error) = self
-            .context
-            .kv_cache_seq_rm(seq.0.cast_signed(), from, None)
-        {
-            // Only caches that can't be cut refuse, and those are never asked to (`cuttable`).
-            tracing::error!(%error, ?seq, to, "a sequence could not be cut");
-        }
         *held = to;
+        self.remove(seq, to);
     }
 
     fn forgets(&self) -> bool {
@@ -237,6 +290,10 @@ impl Decoder for LlamaDecoder<'_> {
         self.embedder.as_ref().map_or(0, Embedder::bytes)
     }
 
+    fn padding_rows(&self) -> u64 {
+        self.padding_rows
+    }
+
     fn end_embedding(&mut self) {
         if let Some(embedder) = &mut self.embedder {
             embedder.rest();
@@ -248,12 +305,7 @@ impl Decoder for LlamaDecoder<'_> {
             return;
         };
         // Also when it holds nothing in our book: a failed step may have left cells.
-        if let Err(error) = self
-            .context
-            .kv_cache_seq_rm(seq.0.cast_signed(), None, None)
-        {
-            tracing::error!(%error, ?seq, "a sequence could not be cleared");
-        }
         *held = 0;
+        self.remove(seq, 0);
     }
 }
