@@ -20,8 +20,8 @@ beside   guessing ahead with eight streams at once, against none
 resident all memory after eight streams, against llama-server without its cache
 partner  a second model drafts (--draft FILE): tokens/s with and without it, and llama-server's with the same pair
 
-Same model, threads and processor flags on both sides. Repetitions of the two sides alternate, medians are printed, and
-everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
+Same model, threads and processor flags on both sides. The two sides have short turns, and the one that waits is stopped
+(SIGSTOP); what is printed of them is the median of the ratios of these pairs. Everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
 factor, not a share: a repetition waits up to 20 s for a quiet machine, the header says how often in vain, and the table how
 far the repetitions lie apart.
 """
@@ -47,12 +47,14 @@ import load
 import reuse
 import servers
 from load import Stream, now, one_stream, require
-from report import Row, limit_row, ratio_row, spread, table
+from report import Row, limit_row, paired_row, spread, table
 from servers import Server
 
 MIB = 1 << 20
 N_STREAMS = 8
 MAX_TOKENS = 128
+TURN_TOKENS = 64
+TURNS = 6  # of each repetition with processes of its own
 LOADING_TOKENS = 700
 CONTEXT_PER_STREAM = 1024
 IDLE_SECONDS = 20
@@ -198,24 +200,35 @@ def out_of_time(*_: object) -> None:
 
 
 def decode(bench: Bench) -> list[Row]:
-    """Each side alone on the machine, one after the other, in turns: a server that waits is not free."""
+    """Short turns, and fresh processes for each repetition: where their pages lie is worth some per cent."""
     ours, by_client, engine, peer = [], [], [], []
     for _ in bench.quiet_repetitions():
-        prompt = bench.prompt()
-        with bench.ours_ready(*PLAIN) as server:
-            stream = one_stream(server, load.phone_call(prompt, MAX_TOKENS))
-            ours.append(stream.server_rate or stream.rate)
-            by_client.append(stream.rate)
-        engine.append(llama_bench(bench, depth=stream.prompt_tokens))
-        with bench.llama_server_ready() as llama_server:
-            peer.append(one_stream(llama_server, load.openai_call(prompt, MAX_TOKENS)).rate)
-    what = f"decode, one stream, {MAX_TOKENS} tokens at depth {stream.prompt_tokens}, tokens/s"
-    return [ratio_row(what, ours, engine, 0.97, "llama-bench"),
-            ratio_row("– by the client's clock", by_client, peer, 1.0, "llama-server")]
+        with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
+            for number in in_turns(server, llama_server):
+                prompt = bench.prompt()
+                for side in (server, llama_server) if number % 2 == 0 else (llama_server, server):
+                    with side.turn():
+                        call = load.phone_call if side is server else load.openai_call
+                        stream = one_stream(side, call(prompt, TURN_TOKENS))
+                    (by_client if side is server else peer).append(stream.rate)
+                    if side is server:
+                        ours.append(stream.server_rate or stream.rate)
+                        depth = stream.prompt_tokens
+                engine.append(llama_bench(bench, depth))
+    what = f"decode, one stream, {TURN_TOKENS} tokens at depth {depth}, tokens/s"
+    return [paired_row(what, ours, engine, 0.97, "llama-bench"),
+            paired_row("– by the client's clock", by_client, peer, 1.0, "llama-server")]
+
+
+def in_turns(*sides: Server) -> Iterator[int]:
+    """Stops the servers and numbers the turns. Who has one says so with `Server.turn`."""
+    for side in sides:
+        side.pause()
+    yield from range(TURNS)
 
 
 def llama_bench(bench: Bench, depth: int) -> float:
-    output = bench.llama_tool("llama-bench", "-p", "0", "-n", str(MAX_TOKENS), "-d", str(depth), "-r", "1", "-o", "json")
+    output = bench.llama_tool("llama-bench", "-p", "0", "-n", str(TURN_TOKENS), "-d", str(depth), "-r", "1", "-o", "json")
     return json.loads(output)[0]["avg_ts"]
 
 
@@ -223,15 +236,18 @@ def streams(bench: Bench) -> list[Row]:
     ours, peer, ceiling = [], [], []
     with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
         sides = [(server, load.phone_call, ours), (llama_server, load.openai_call, peer)]
+        for side, _, _ in sides:
+            side.pause()
         for repetition in bench.quiet_repetitions():
             prompts = [bench.prompt() for _ in range(N_STREAMS)]
             for side, call, rates in sides if repetition % 2 == 0 else reversed(sides):
-                rate, depth = eight_streams(side, [call(prompt, MAX_TOKENS) for prompt in prompts])
+                with side.turn():
+                    rate, depth = eight_streams(side, [call(prompt, MAX_TOKENS) for prompt in prompts])
                 rates.append(rate)
             ceiling.append(batched_bench(bench, depth))
     what = f"{N_STREAMS} streams at once, {MAX_TOKENS} tokens each after {depth}, all tokens/s"
-    return [ratio_row(what, ours, peer, 1.0, "llama-server"),
-            ratio_row("– the same against the bare engine", ours, ceiling, 0.96, "llama-batched-bench")]
+    return [paired_row(what, ours, peer, 1.0, "llama-server"),
+            paired_row("– the same against the bare engine", ours, ceiling, 0.96, "llama-batched-bench")]
 
 
 def eight_streams(server: Server, calls: list[load.Call]) -> tuple[float, int]:

@@ -29,6 +29,18 @@ def ratio_row(figure: str, ours: list[float], peer: list[float], bar: float | No
                "–" if bar is None else f"ratio ≥ {bar}", None if bar is None else ratio >= bar)
 
 
+def paired_row(figure: str, ours: list[float], peer: list[float], bar: float | None, peer_name: str, most: bool = False) -> Row:
+    """Of values measured in turns: the median of the ratios of the pairs, and their middle half. A machine's speed moves more from one
+    minute to the next than within a pair. `most` is for what should be small."""
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    ratio = statistics.median(ratios)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratio, ratio, ratio)
+    shown = f"ratio {ratio:.3f} ({low:.2f} to {high:.2f} in the middle half of {len(ratios)} pairs)"
+    met = None if bar is None else ratio <= bar if most else ratio >= bar
+    return Row(figure, f"{spread(ours)}, {shown}", f"{spread(peer)} ({peer_name})",
+               "–" if bar is None else f"ratio {'≤' if most else '≥'} {bar:g}", met)
+
+
 def limit_row(figure: str, ours: list[float], bar: float | None) -> Row:
     if bar is None:
         return Row(figure, spread(ours))

@@ -13,11 +13,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 READY_SECONDS = 60
 STOP_SECONDS = 15
+SETTLE_SECONDS = 0.05  # for what a server does after an answer
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,6 +39,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.resume()
         family = self.family()
         self.process.terminate()
         try:
@@ -46,6 +50,26 @@ class Server:
         for pid in family[1:]:  # ours end by themselves; what does not is ended here
             if is_running(pid):
                 os.kill(pid, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Stops all its processes, so that others have the machine: a server that waits is not free."""
+        for pid in self.family():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for pid in self.family():
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def turn(self) -> Iterator["Server"]:
+        """Goes on until the end of the block."""
+        self.resume()
+        time.sleep(SETTLE_SECONDS)
+        try:
+            yield self
+        finally:
+            time.sleep(SETTLE_SECONDS)
+            self.pause()
 
     def port(self, pause: float = 0.001) -> int:
         """Waits until the server listens."""

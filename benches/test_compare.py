@@ -2,7 +2,11 @@
 
 import argparse
 import asyncio
+import sys
+import tempfile
+import time
 import unittest
+from pathlib import Path
 
 import compare
 import report
@@ -87,7 +91,26 @@ class ReadingServers(unittest.TestCase):
         self.assertEqual((held.anonymous, held.files), (16 * 1024, 4 * 1024))
 
 
+    def test_a_server_that_is_stopped_does_nothing_and_goes_on_in_its_turn(self):
+        with tempfile.TemporaryDirectory() as folder:
+            counter = "import itertools\nfor n in itertools.count():\n    print(n, flush=True)"
+            log = Path(folder) / "log"
+            with servers.Server([sys.executable, "-c", counter], log) as server:
+                server.pause()
+                before = log.stat().st_size
+                time.sleep(0.05)
+                self.assertEqual(log.stat().st_size, before)
+                with server.turn():
+                    pass
+                self.assertGreater(log.stat().st_size, before)
+            self.assertIsNotNone(server.process.returncode)
+
+
 class Copies(unittest.TestCase):
+    def test_what_begins_alike_is_needed_once(self):
+        self.assertEqual(reuse.least_tokens([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3]]), 2 + 1 + 2 + 1)
+        self.assertEqual(reuse.least_tokens([[1, 2], [1, 2]]), 2)
+
     def test_what_was_not_said_before_gains_nothing(self):
         self.assertEqual(reuse.gain_of_copies([1, 2, 3], [4, 5, 6], 0.5), 1.0)
 
@@ -109,6 +132,14 @@ class Reporting(unittest.TestCase):
         self.assertFalse(report.ratio_row("f", [94.9], [100.0], 0.95, "p").met)
         self.assertFalse(report.limit_row("f", [1.0, 3.0, 0.5], 1.0).met)
         self.assertIsNone(report.limit_row("f", [1.0], None).met)
+
+    def test_pairs_are_compared_before_the_median_is_taken(self):
+        row = report.paired_row("f", [10.0, 55.0, 100.0], [10.0, 50.0, 80.0], 1.1, "p")
+        self.assertTrue(row.met)
+        self.assertIn("ratio 1.100 (1.00 to 1.25 in the middle half of 3 pairs)", row.ours)
+        self.assertFalse(report.paired_row("f", [1.2], [1.0], 1.1, "p", most=True).met)
+        with self.assertRaises(ValueError):
+            report.paired_row("f", [1.0, 2.0], [1.0], 1.0, "p")
 
     def test_table(self):
         row = report.limit_row("start, s", [0.5, 0.25, 2.0], 1.0)

@@ -93,7 +93,7 @@ fn trials() -> Vec<Trial> {
         phases::a_worker_may_die_while_it_is_unloaded,
         phases::a_front_may_be_killed_in_any_phase_and_no_worker_stays,
         quarantine::who_crashes_its_worker_is_refused_and_its_neighbours_are_served,
-        quarantine::several_poisons_in_one_step_are_all_found,
+        quarantine::several_poisons_at_once_are_all_found,
         quarantine::whose_death_was_ordered_from_outside_is_never_refused,
         quarantine::who_stops_its_worker_is_given_up_and_not_refused,
         quarantine::who_crashes_its_worker_after_speaking_is_found_too,
