@@ -150,12 +150,13 @@ impl Engine<'_> {
                 )
             })
             .unzip();
+        let seqs: Vec<u32> = who.iter().map(|one| self.running[*one].seq.0).collect();
         let room = self
             .sizes
             .draft_rows
             .min(self.sizes.batch_size.saturating_sub(prefill));
         let (prefill_ms, room) = (self.pace.prefill_ms(prefill), room as usize);
-        let mut planned = speculation::plan(&chances, &self.costs, prefill_ms, room);
+        let mut planned = speculation::plan(&chances, &seqs, &self.costs, prefill_ms, room);
         let undrafted = Undrafted {
             who: &who,
             planned: &planned,
@@ -163,7 +164,7 @@ impl Engine<'_> {
             room,
         };
         if !who.is_empty() && self.ask_model(&undrafted, &mut chances) {
-            planned = speculation::plan(&chances, &self.costs, prefill_ms, room);
+            planned = speculation::plan(&chances, &seqs, &self.costs, prefill_ms, room);
         }
         for (index, length) in who.into_iter().zip(planned.lengths) {
             lengths[index] = length;
@@ -226,33 +227,26 @@ impl Engine<'_> {
             return;
         }
         // Only a step of one pass says what a pass costs; of two, the second one's part.
-        let mut sizes: Vec<usize> = shares
-            .iter()
-            .map(|share| share.rows)
-            .filter(|rows| *rows > 0)
-            .collect();
-        sizes.sort_unstable();
-        let (Some(least), Some(most)) = (sizes.first(), sizes.last()) else {
-            return;
-        };
+        let sizes = self.running.iter().zip(shares);
+        let sizes = sizes.map(|(sequence, share)| (sequence.seq.0, count(share.rows)));
+        let made = speculation::passes(sizes);
         #[expect(clippy::cast_possible_truncation, reason = "milliseconds")]
         let ms = ms as f32;
         if prefill > 0 {
             // Only one row of a prompt has logits, which are a good part of a pass in a small model.
-            if sizes.len() == 1 {
+            if shares.iter().filter(|share| share.rows > 0).count() == 1 {
                 self.costs.guess(prefill, ms * LOGITS);
             }
-        } else if least == most {
-            self.costs.observe(count(self.rows.len()), ms);
-        } else if *least == 1 {
-            let longer = sizes
-                .iter()
-                .filter(|rows| **rows > 1)
-                .map(|rows| rows - 1)
-                .sum();
-            if let Some(first) = self.costs.ms(count(sizes.len())) {
-                self.costs.observe(count(longer), ms - first);
-            }
+        } else if answers == decoding {
+            // However the sequences lie: a gap between them may have cost a second pass.
+            self.costs.observe(answers, ms);
+        } else if let [rows] = made[..] {
+            self.costs.observe(rows, ms);
+        } else if let [first, longer] = made[..]
+            && first == answers
+            && let Some(first) = self.costs.ms(first)
+        {
+            self.costs.observe(longer, ms - first);
         }
     }
 

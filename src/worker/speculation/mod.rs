@@ -300,9 +300,15 @@ pub struct Planned {
 /// Decides how many tokens of its guess each sequence decodes, so that the step makes the most tokens for its time.
 ///
 /// `chances` are those of [`Drafter::guess`], for each sequence with an answer under way. `prefill_ms` is what prompts in the same step
-/// take, and `most_rows` what it has room for. llama.cpp makes one pass for the rows that all sequences have, and another for those
-/// that only some have, so all drafts of a step are equally long (or as long as their guesses).
-pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usize) -> Planned {
+/// take, and `most_rows` what it has room for; `seqs` are the sequences' numbers, in order. Rows that only some sequences have make more
+/// [`passes`], so all drafts of a step are equally long (or as long as their guesses).
+pub fn plan(
+    chances: &[Vec<f32>],
+    seqs: &[u32],
+    costs: &Costs,
+    prefill_ms: f32,
+    most_rows: usize,
+) -> Planned {
     let none = vec![0; chances.len()];
     let all = chances.len();
     let Some(alone) = costs.ms(rows(all)).filter(|_| all > 0) else {
@@ -312,7 +318,7 @@ pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usi
         };
     };
     let plain = number(all) / (alone + prefill_ms);
-    let mut best = (WORTHWHILE * plain, none);
+    let mut best = (WORTHWHILE * plain, none.clone());
     for length in LENGTHS {
         // Who is expected to gain most comes first.
         let mut gains: Vec<(usize, usize, f32)> = chances
@@ -325,27 +331,26 @@ pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usi
             .filter(|(_, length, _)| *length > 0)
             .collect();
         gains.sort_by(|(_, _, less), (_, _, more)| more.total_cmp(less));
-        let (mut gain, mut drafted) = (0.0, 0);
-        for count in 1..=gains.len() {
-            let (_, own, more) = gains[count - 1];
+        let (mut gain, mut drafted, mut lengths) = (0.0, 0, none.clone());
+        for (index, own, more) in gains {
             gain += more;
             drafted += own;
+            lengths[index] = own;
             if all + drafted > most_rows {
                 break;
             }
-            let time = if count == all {
-                costs.ms(rows(all + drafted))
-            } else {
-                costs.ms(rows(drafted)).map(|ms| alone + ms)
+            let Some(time) = time_of(&lengths, seqs, costs, alone) else {
+                continue;
             };
-            let Some(time) = time else { continue };
-            let rate = (number(all) + gain) / (time + prefill_ms);
+            // A token now is one less later. If somebody takes the place of who is through, that saves what a token of a step without
+            // drafts and prompts takes; if not, only what a step of fewer sequences takes less: in between. Prompts take what they take.
+            let count = lengths.iter().filter(|length| **length > 0).count();
+            let without = costs.ms(rows(all - count)).unwrap_or(0.0).min(alone);
+            let shares = [alone / number(all), (alone - without) / number(count)];
+            let saved = gain * (shares[0] + shares[1]) / 2.0;
+            let rate = plain * (alone + prefill_ms + saved) / (time + prefill_ms);
             if rate > best.0 {
-                let mut lengths = vec![0; all];
-                for (index, length, _) in &gains[..count] {
-                    lengths[*index] = *length;
-                }
-                best = (rate, lengths);
+                best = (rate, lengths.clone());
             }
         }
     }
@@ -354,6 +359,44 @@ pub fn plan(chances: &[Vec<f32>], costs: &Costs, prefill_ms: f32, most_rows: usi
         lengths: best.1,
         rate: if drafts { best.0 } else { plain },
     }
+}
+
+/// What passes of a row and of drafts take, in milliseconds; `alone` is what those of a row take, however their sequences lie.
+fn time_of(lengths: &[usize], seqs: &[u32], costs: &Costs, alone: f32) -> Option<f32> {
+    let sizes = seqs.iter().zip(lengths);
+    let made = passes(sizes.map(|(seq, drafted)| (*seq, rows(1 + drafted))));
+    if made.len() == 1 {
+        return costs.ms(made[0]);
+    }
+    let others = passes(
+        seqs.iter()
+            .zip(lengths)
+            .map(|(seq, drafted)| (*seq, rows(*drafted))),
+    );
+    others
+        .iter()
+        .try_fold(alone, |sum, rows| Some(sum + costs.ms(*rows)?))
+}
+
+/// The rows of each pass that llama.cpp makes for a step, from each sequence's number, in order, and its rows: it takes the same number of
+/// rows of the first sequence and of those that follow it without a gap, then begins again with what is left.
+pub fn passes(rows: impl Iterator<Item = (u32, u32)>) -> Vec<u32> {
+    let mut left: Vec<(u32, u32)> = rows.filter(|(_, rows)| *rows > 0).collect();
+    let mut made = Vec::new();
+    while let Some((first, _)) = left.first() {
+        let run = left
+            .iter()
+            .zip(*first..)
+            .take_while(|((seq, _), next)| seq == next);
+        let run = run.count();
+        let each = left[..run].iter().map(|(_, rows)| *rows).min().unwrap_or(0);
+        made.push(each * u32::try_from(run).unwrap_or(u32::MAX));
+        for (_, rows) in &mut left[..run] {
+            *rows -= each;
+        }
+        left.retain(|(_, rows)| *rows > 0);
+    }
+    made
 }
 
 /// What a step may come to with a draft model.
@@ -468,7 +511,7 @@ mod tests {
         for round in 0..60u32 {
             drafter.said(&tokens("abc"), &mut pool);
             let chances = drafter.guess(&pool, MOST_DRAFTED);
-            lengths.push(plan(&[chances], &costs, 0.0, 128).lengths[0]);
+            lengths.push(plan(&[chances], &[0], &costs, 0.0, 128).lengths[0]);
             drafter.said(&[Token(1000 + round)], &mut pool);
         }
         assert_eq!(lengths.iter().skip(20).max(), Some(&0), "{lengths:?}");
@@ -477,7 +520,7 @@ mod tests {
             drafter.guess(&pool, MOST_DRAFTED);
         }
         let chances = drafter.guess(&pool, MOST_DRAFTED);
-        assert!(plan(&[chances], &costs, 0.0, 128).lengths[0] > 8);
+        assert!(plan(&[chances], &[0], &costs, 0.0, 128).lengths[0] > 8);
     }
 
     #[test]
@@ -512,33 +555,73 @@ mod tests {
         let sure = vec![0.99; 31];
         let unsure: Vec<f32> = (1..=31).map(|n| 0.5_f32.powi(n)).collect();
         let lengths = |chances: &Vec<f32>, costs: &Costs, most_rows| {
-            plan(std::slice::from_ref(chances), costs, 0.0, most_rows).lengths
+            plan(std::slice::from_ref(chances), &[0], costs, 0.0, most_rows).lengths
         };
         assert_eq!(lengths(&sure, &costs(0.1), 128), [31]);
         assert_eq!(lengths(&sure, &costs(0.1), 9), [7]);
-        let short = plan(std::slice::from_ref(&unsure), &costs(1.0), 0.0, 128).lengths[0];
+        let short = plan(std::slice::from_ref(&unsure), &[0], &costs(1.0), 0.0, 128).lengths[0];
         assert!((1..=4).contains(&short), "{short}");
         // A row that costs as much as a pass is never worth a chance.
         assert_eq!(lengths(&sure, &costs(10.0), 128), [0]);
         assert_eq!(lengths(&sure, &Costs::default(), 128), [0]);
-        // Beside a long chunk of a prompt rows weigh less.
-        assert!(plan(&[unsure], &costs(1.0), 300.0, 128).lengths[0] > short);
-        assert_eq!(plan(&[], &costs(1.0), 0.0, 128), Planned::default());
+        // A prompt in the same step takes as long without them, and what is saved must be more than chance beside all of it.
+        let beside = |chances, ms| plan(&[chances], &[0], &costs(1.0), ms, 128).lengths[0];
+        assert!(beside(sure.clone(), 30.0) > 8);
+        assert_eq!(beside(unsure.clone(), 300.0), 0);
+        assert_eq!(plan(&[], &[], &costs(1.0), 0.0, 128), Planned::default());
+    }
+
+    const EIGHT: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+
+    #[test]
+    fn passes_are_those_of_llama_cpp() {
+        let of = |rows: &[(u32, u32)]| passes(rows.iter().copied());
+        assert_eq!(of(&[]), [0; 0]);
+        assert_eq!(of(&[(3, 7)]), [7]);
+        assert_eq!(of(&[(0, 2), (1, 2), (2, 2)]), [6]);
+        assert_eq!(of(&[(0, 2), (2, 2), (3, 2)]), [2, 4], "a gap");
+        // One row each, then what is left of neighbours.
+        let longer = [
+            (0, 1),
+            (1, 1),
+            (2, 5),
+            (3, 1),
+            (4, 5),
+            (5, 5),
+            (6, 5),
+            (7, 1),
+        ];
+        assert_eq!(of(&longer), [8, 4, 12]);
+        assert_eq!(of(&[(0, 8), (1, 3), (2, 3)]), [9, 5]);
     }
 
     #[test]
     fn one_of_many_drafts_only_if_all_together_gain() {
         let mut chances = vec![Vec::new(); 8];
         chances[3] = vec![0.99; 31];
-        let lengths = plan(&chances, &costs(0.2), 0.0, 128).lengths;
+        let lengths = plan(&chances, &EIGHT, &costs(0.2), 0.0, 128).lengths;
         assert_eq!(lengths.iter().filter(|length| **length > 0).count(), 1);
         assert!(lengths[3] > 8);
         chances[3] = vec![0.6];
         assert_eq!(
-            plan(&chances, &costs(0.2), 0.0, 128).lengths,
+            plan(&chances, &EIGHT, &costs(0.2), 0.0, 128).lengths,
             [0; 8],
             "a second pass for one token is no gain"
         );
+    }
+
+    #[test]
+    fn sequences_that_are_no_neighbours_make_more_passes() {
+        let drafting = |who: [usize; 2]| {
+            let mut chances = vec![Vec::new(); 8];
+            for one in who {
+                chances[one] = vec![0.99; 16];
+            }
+            let planned = plan(&chances, &EIGHT, &costs(0.2), 0.0, 128);
+            planned.lengths.iter().filter(|length| **length > 0).count()
+        };
+        assert_eq!(drafting([3, 4]), 2);
+        assert_eq!(drafting([2, 6]), 0);
     }
 
     /// What a draft model promises: a pass of the large one takes 10 ms, one of the small one `pass`.
@@ -554,7 +637,13 @@ mod tests {
             prefill_ms: 0.0,
             most_rows: 32,
         };
-        let plain = plan(&vec![Vec::new(); speaking], &costs, 0.0, 32);
+        let plain = plan(
+            &vec![Vec::new(); speaking],
+            &EIGHT[..speaking],
+            &costs,
+            0.0,
+            32,
+        );
         plan_model(&outlook, plain.rate)
     }
 
