@@ -11,8 +11,9 @@ use std::time::Duration;
 
 /// Rows that the kernels multiply at once.
 const GROUP: u32 = 4;
-/// Cells that llama.cpp looks at together: a sequence that holds fewer than this more costs the others nothing.
-const CELLS: Position = 256;
+/// All sequences of a pass look at as many cells as the longest one has, which is dear where the others are short: beyond this, only an
+/// idle sequence that is no longer than they are may join.
+const LONG: Position = 2048;
 /// Steps of each way before one is chosen.
 const TRIES: u32 = 3;
 /// With each so many steps the other way is tried once more.
@@ -98,8 +99,7 @@ impl Padding {
             return Vec::new();
         };
         let most = busy.iter().filter_map(|one| held.get(one.0 as usize)).max();
-        // What the longest one makes everybody look at anyway.
-        let looked_at = (most.map_or(0, |held| held + 1)).next_multiple_of(CELLS);
+        let looked_at = most.map_or(0, |held| held + 1).max(LONG);
         let fits = |seq: u32| {
             held.get(seq as usize)
                 .is_some_and(|held| *held < longest.min(looked_at))
@@ -208,7 +208,7 @@ mod tests {
         let mut padding = Padding::default();
         let mut last = Vec::new();
         for _ in 0..300 {
-            let idle = padding.choose(&rows(of), held, 1000, |_| true);
+            let idle = padding.choose(&rows(of), held, 4000, |_| true);
             last.push(!idle.is_empty());
             let ms = if idle.is_empty() { without } else { with };
             padding.took(Duration::from_millis(ms));
@@ -233,11 +233,15 @@ mod tests {
         assert_eq!(joining(&seqs(&[1, 2, 3]), |_| false), None);
         assert_eq!(joining(&seqs(&[0, 2, 3]), |seq| seq != 1), None);
         assert_eq!(joining(&seqs(&[0, 7]), fits), None, "too many for two");
-        let held = [300, 300, 300, 512, 511, 10, 10, 10];
-        assert_eq!(padded(&[0, 1, 2], &held, (60, 57)), 0, "too long");
-        assert_eq!(padded(&[0, 1, 2], &[300, 300, 300, 511], (60, 57)), 99);
         assert_eq!(
-            padded(&[0, 1, 2], &[1000, 990, 10, 1000], (60, 57)),
+            padded(&[0, 1, 2], &[300, 300, 300, 2048], (60, 57)),
+            0,
+            "too long"
+        );
+        assert_eq!(padded(&[0, 1, 2], &[300, 300, 300, 2047], (60, 57)), 99);
+        assert_eq!(padded(&[0, 1, 2], &[300, 3000, 300, 3000], (60, 57)), 99);
+        assert_eq!(
+            padded(&[0, 1, 2], &[3999, 3990, 10, 4000], (60, 57)),
             0,
             "full"
         );
