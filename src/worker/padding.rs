@@ -35,7 +35,7 @@ pub struct Padding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     busy: u32,
-    /// How many more there are with the first and the last of the idle ones that would join.
+    /// Those that would join them.
     idle: u32,
     /// Whether an idle one lies between busy ones.
     gap: bool,

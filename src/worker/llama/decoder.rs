@@ -91,7 +91,7 @@ impl<'m> LlamaDecoder<'m> {
         Ok(())
     }
 
-    /// Any token does. Its logits are computed as all others are, or the last multiplication would have an odd number of rows.
+    /// Any token does. Its logits are computed as all others are, or the last multiplication would have no whole group.
     fn row_of_padding(&self, seq: SeqId) -> Row {
         Row {
             seq,
@@ -139,16 +139,15 @@ impl<'m> LlamaDecoder<'m> {
 
     /// The idle sequences that join a step, as far as the batch has room for them.
     fn padding(&mut self, rows: &[Row]) -> Vec<SeqId> {
+        // They are never more than the others.
+        if 2 * rows.len() > self.most_rows {
+            return Vec::new();
+        }
         let (held, uncuttable) = (&self.held, self.uncuttable);
         // What can't be taken back may join only while it is empty.
         let may = |seq: SeqId| !uncuttable || held[seq.0 as usize] == 0;
-        let idle = self
-            .padding
-            .choose(rows, held, self.context_per_sequence, may);
-        if rows.len() + idle.len() > self.most_rows {
-            return Vec::new();
-        }
-        idle
+        self.padding
+            .choose(rows, held, self.context_per_sequence, may)
     }
 }
 
