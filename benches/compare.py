@@ -21,8 +21,8 @@ resident all memory after eight streams, against llama-server without its cache
 partner  a second model drafts (--draft FILE): tokens/s with and without it, and llama-server's with the same pair
 
 Same model, threads and processor flags on both sides. The two sides have short turns, and the one that waits is stopped
-(SIGSTOP); what is printed of them is the median of the ratios of these pairs. Everything stays on 127.0.0.1. A core that something else uses makes llama.cpp's threads wait for each other and costs a
-factor, not a share: a repetition waits up to 20 s for a quiet machine, the header says how often in vain, and the table how
+(SIGSTOP); what is printed of them is the median of the ratios of these pairs. Everything stays on 127.0.0.1. A core that
+something else uses makes llama.cpp's threads wait for each other and costs a factor, not a share: a repetition waits up to 20 s for a quiet machine, the header says how often in vain, and the table how
 far the repetitions lie apart.
 """
 

@@ -34,7 +34,7 @@ def paired_row(figure: str, ours: list[float], peer: list[float], bar: float | N
     minute to the next than within a pair. `most` is for what should be small."""
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     ratio = statistics.median(ratios)
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratio, ratio, ratio)
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratio, ratio, ratio)
     shown = f"ratio {ratio:.3f} ({low:.2f} to {high:.2f} in the middle half of {len(ratios)} pairs)"
     met = None if bar is None else ratio <= bar if most else ratio >= bar
     return Row(figure, f"{spread(ours)}, {shown}", f"{spread(peer)} ({peer_name})",

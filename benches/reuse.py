@@ -245,7 +245,7 @@ def drafts(bench) -> list[Row]:
         ours, plain = rates(of_ways[GUESSING]), rates(of_ways[WITHOUT])
         gains = [guessed / without for guessed, without in zip(ours, plain)]
         gain = statistics.median(gains)
-        # The way whose answers it makes faster than all others do, in the median of the pairs.
+        # The fastest of llama-server's ways, by the median of the pairs.
         name = max(PEER_GUESSES, key=lambda name: statistics.median(a / b for a, b in zip(rates(of_ways[name]), plain)))
         new, again = kind.startswith("new"), kind.endswith("again")
         rows.append(paired_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", ours, rates(of_ways[name]),

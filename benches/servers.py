@@ -53,12 +53,19 @@ class Server:
 
     def pause(self) -> None:
         """Stops all its processes, so that others have the machine: a server that waits is not free."""
-        for pid in self.family():
-            os.kill(pid, signal.SIGSTOP)
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        if self.process.poll() is not None:
+            return  # its id may be another's by now
         for pid in self.family():
-            os.kill(pid, signal.SIGCONT)
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # gone meanwhile
 
     @contextmanager
     def turn(self) -> Iterator["Server"]:

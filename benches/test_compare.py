@@ -105,6 +105,12 @@ class ReadingServers(unittest.TestCase):
                 self.assertGreater(log.stat().st_size, before)
             self.assertIsNotNone(server.process.returncode)
 
+    def test_a_server_that_is_gone_is_not_signalled(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with servers.Server([sys.executable, "-c", ""], Path(folder) / "log") as server:
+                server.process.wait()
+                server.pause()
+
 
 class Copies(unittest.TestCase):
     def test_what_begins_alike_is_needed_once(self):
@@ -136,7 +142,7 @@ class Reporting(unittest.TestCase):
     def test_pairs_are_compared_before_the_median_is_taken(self):
         row = report.paired_row("f", [10.0, 55.0, 100.0], [10.0, 50.0, 80.0], 1.1, "p")
         self.assertTrue(row.met)
-        self.assertIn("ratio 1.100 (1.00 to 1.25 in the middle half of 3 pairs)", row.ours)
+        self.assertIn("ratio 1.100 (1.05 to 1.18 in the middle half of 3 pairs)", row.ours)
         self.assertFalse(report.paired_row("f", [1.2], [1.0], 1.1, "p", most=True).met)
         with self.assertRaises(ValueError):
             report.paired_row("f", [1.0, 2.0], [1.0], 1.0, "p")

@@ -93,7 +93,7 @@ impl<T> FairQueue<T> {
 pub struct Waiting {
     /// Its sequence's number.
     pub seq: u32,
-    /// Tokens that are left; 0 is none, and no prompt.
+    /// Tokens of it that are left; 0 where there is no prompt.
     pub left: u32,
 }
 
