@@ -108,8 +108,8 @@ pub struct EngineArgs {
     #[arg(long, env = "POCKET_LLM_THREADS_BATCH", value_name = "N")]
     pub threads_batch: Option<u32>,
 
-    /// Rows of one step at most. The compute buffer grows with it (rows × vocabulary × 4 bytes: 131 MiB at 128 for Gemma 3)
-    /// [default: 128, or fewer where memory is short]
+    /// Rows of one step at most. More make long prompts faster where `--step-ms` has room for them, and each costs memory
+    /// (110 KiB for Gemma 3 1B) [default: 128; 256 or 512 for models where that costs 16 MiB at most; fewer where memory is short]
     #[arg(long, short = 'b', env = "POCKET_LLM_BATCH_SIZE", value_name = "ROWS")]
     pub batch_size: Option<u32>,
 

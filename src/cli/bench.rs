@@ -15,9 +15,8 @@ use crate::measure::render::{Output, render};
 use crate::measure::report::{MachineFacts, ModelFacts, Report, Roofline, RunFacts, Test, best};
 use crate::measure::subject::{SHORT_PROMPT, Streams, Subject};
 use crate::measure::sustained::{Sample, Sustained};
+use crate::models::Model;
 use crate::models::gguf::Gguf;
-use crate::models::memory::DEFAULT_ROWS;
-use crate::models::{Facts, Model};
 use crate::pool::PoolSettings;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -172,11 +171,7 @@ impl Bench {
         progress("loading the model");
         let alone = Subject::load(self.settings(1)?, &self.model, self.deadline).await?;
         let facts = alone.lease().facts();
-        let run = RunFacts::of(
-            alone.pool().placement_of(facts),
-            self.batch_size(facts),
-            alone.info(),
-        );
+        let run = RunFacts::of(alone.pool().placement_of(facts), alone.info());
         let variant = alone.info().cpu_variant.as_deref();
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -246,13 +241,6 @@ impl Bench {
             0 => u32::MAX / 64,
             trained => trained,
         }
-    }
-
-    /// Rows of a step, unless memory is short.
-    fn batch_size(&self, facts: &Facts) -> u32 {
-        let tuned = facts.tuned.as_ref().and_then(|tuned| tuned.batch_size);
-        let said = self.args.engine.batch_size;
-        said.or(tuned).unwrap_or(DEFAULT_ROWS)
     }
 
     async fn bandwidth(&self) -> Result<Vec<Bandwidth>> {

@@ -182,7 +182,7 @@ impl Report {
             json!({
                 "ctx_size": plan.ctx_size, "parallel": plan.parallel, "batch_size": plan.batch_size,
                 "weights_bytes": needs.weights, "cold_bytes": needs.cold, "repacked_bytes": needs.repacked,
-                "kv_bytes": needs.kv, "compute_bytes": needs.compute, "output_bytes": needs.output,
+                "kv_bytes": needs.kv, "compute_bytes": needs.compute, "reserved_bytes": needs.reserved, "output_bytes": needs.output,
                 "draft_bytes": needs.drafts, "prompt_cache_bytes": needs.prompt_cache, "process_bytes": needs.process, "total_bytes": needs.total(),
             })
         });

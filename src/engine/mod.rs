@@ -545,6 +545,9 @@ pub struct ModelInfo {
     pub trained_context: u32,
     /// Tokens that one request may use (prompt and answer).
     pub context_per_sequence: u32,
+    /// Rows of a step at most; 0 before it was loaded.
+    #[serde(default)]
+    pub batch_size: u32,
     /// Bytes that states of earlier prompts may take beside the KV cache.
     #[serde(default)]
     pub cache_bytes: u64,

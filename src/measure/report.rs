@@ -127,12 +127,12 @@ pub struct RunFacts {
 
 impl RunFacts {
     /// Of a model that was loaded.
-    pub fn of(placed: (Placement, CacheType, &str), batch_size: u32, info: &ModelInfo) -> Self {
+    pub fn of(placed: (Placement, CacheType, &str), info: &ModelInfo) -> Self {
         let (placement, cache_type, reason) = placed;
         Self {
             placement,
             reason: reason.into(),
-            batch_size,
+            batch_size: info.batch_size,
             cache_type,
             layouts: info.kernels.clone(),
         }

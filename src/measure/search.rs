@@ -6,13 +6,13 @@ use serde::Serialize;
 
 /// A larger team must be faster by this factor: it takes cores from others, and makes heat.
 const WORTH: f64 = 1.03;
-/// More rows cost memory and make steps longer, so they must be faster by this factor.
-const ROWS_WORTH: f64 = 1.05;
+/// More rows cost memory, so they must be faster by this factor.
+const ROWS_WORTH: f64 = 1.03;
 /// Teams that are tried at most.
 const MOST_TEAMS: usize = 16;
 
 /// Rows of a step that are tried, the usual number first.
-pub const ROWS: [u32; 3] = [128, 64, 256];
+pub const ROWS: [u32; 4] = [128, 64, 256, 512];
 
 /// What a team reached, in tokens per second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn more_rows_must_be_worth_their_memory() {
-        assert_eq!(rows(&[(128, 100.0), (64, 97.0), (256, 104.0)]), Some(128));
+        assert_eq!(rows(&[(128, 100.0), (64, 96.0), (256, 102.0)]), Some(128));
         assert_eq!(rows(&[(128, 100.0), (64, 99.0), (256, 101.0)]), Some(64));
         assert_eq!(rows(&[(128, 100.0), (64, 80.0), (256, 120.0)]), Some(256));
         assert_eq!(rows(&[]), None);

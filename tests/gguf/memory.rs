@@ -225,6 +225,8 @@ fn the_cheapest_loss_comes_first() {
         (last, available) = (total, total - 1);
     }
     let expected = [
+        (512, 2048, 4),
+        (256, 2048, 4),
         (128, 2048, 4),
         (64, 2048, 4),
         (32, 2048, 4),
@@ -316,12 +318,61 @@ fn settings_that_can_not_be_used_say_what_would_do() {
             other => panic!("{other:?}"),
         }
     }
-    // More sequences than the default has rows.
+}
+
+/// A row of these shapes takes 68 bytes for each number of the width, and a mask of 4 KiB.
+#[test]
+fn more_rows_are_usual_where_they_cost_little() {
+    let rows = |width: u32, asked: Asked| {
+        let file = shape("x", [2, width, 4, 4, 64]);
+        planned(&finished(file), asked, NONE).batch_size
+    };
+    let widest = |rows: u32| ((16 << 20) / (rows - 128) - 4096) / 68;
+    let usual = [
+        128,
+        widest(512),
+        widest(512) + 1,
+        widest(256),
+        widest(256) + 1,
+    ];
+    assert_eq!(
+        usual.map(|width| rows(width, NOTHING)),
+        [512, 512, 256, 256, 128]
+    );
+    // What was asked for is what it is, and many sequences have a row each.
+    assert_eq!(rows(128, sizes(4096, 2, 100)), 100);
     let many = Asked {
         parallel: Some(200),
         ..NOTHING
     };
-    assert_eq!(plan(&model, &many, NONE, None).unwrap().batch_size, 200);
+    assert_eq!([rows(128, many), rows(8192, many)], [512, 200]);
+}
+
+/// Logits of rows that nobody asks for take addresses, and no memory.
+#[test]
+fn logits_are_counted_for_the_rows_that_ask_for_them() {
+    let vocabulary = 100_000_u64;
+    let tokens = vec![0; 8 * 100_000];
+    let file = shape("x", [2, 256, 4, 4, 64])
+        .array("tokenizer.ggml.tokens", STRING, vocabulary, &tokens)
+        .tensor("output_norm.weight", &[64], F32);
+    let needs = |asked| planned(&file, asked, NONE).needs;
+    let [few, many] = [2, 8].map(|sequences| needs(sizes(1024 * sequences, sequences, 128)));
+    assert_eq!(many.compute - few.compute, 6 * 4 * vocabulary);
+    assert_eq!(
+        few.compute + few.reserved,
+        128 * (4 * (vocabulary + 5 * 256) + 2 * 1024),
+        "llama.cpp reserves logits of all rows"
+    );
+    assert_eq!(
+        few.buffers() - few.total(),
+        few.reserved + few.cold - few.process
+    );
+    let drafting = Asked {
+        no_drafts: false,
+        ..sizes(2048, 2, 128)
+    };
+    assert_eq!(needs(drafting).compute - few.compute, 30 * 4 * vocabulary);
 }
 
 #[test]

@@ -292,6 +292,7 @@ fn info() -> ModelInfo {
         trained_context: 32_768,
         context_per_sequence: 2048,
         sequences: 2,
+        batch_size: 256,
         template: "model".into(),
         thinks: false,
         kernels: vec!["q4_0_8x8".into()],

@@ -167,6 +167,7 @@ fn details(info: &ModelInfo) -> Value {
     add("trainedContext", json!(info.trained_context));
     add("context", json!(info.context_per_sequence));
     add("sequences", json!(info.sequences));
+    add("batchSize", json!(info.batch_size));
     add("template", json!(info.template));
     add("thinks", json!(info.thinks));
     add("draftModel", json!(info.draft_model));

@@ -22,8 +22,13 @@ pub struct Needs {
     pub repacked: u64,
     /// Keys and values of all cells, and states of recurrent layers.
     pub kv: u64,
-    /// llama.cpp's compute buffer.
+    /// Of llama.cpp's compute buffer, what steps write to: what the layers compute for all rows, and logits for as many rows as ask
+    /// for them.
     pub compute: u64,
+    /// The rest of the compute buffer: room for logits of all rows of a step. It takes addresses and no memory, as long as no step
+    /// asks for so many, so [`Needs::total`] leaves it out. (Measured with 512 rows beside 128, by `RssAnon` after long prompts and
+    /// four streams: 4 MiB more for SmolLM2-135M and 3 for Qwen 2.5 1.5B, whose buffers are 72 and 223 MiB larger.)
+    pub reserved: u64,
     /// llama.cpp's output buffer: a row of logits for each sequence.
     pub output: u64,
     /// Logits of drafted tokens, beside the output buffer that is there from the start.
@@ -62,20 +67,32 @@ pub(super) struct Facts {
     weights: Weights,
     cells: Cells,
     vocabulary: u64,
-    /// Numbers that a row takes in the fullest compute buffer, without its masks.
+    /// Numbers that the layers compute for a row at the fullest, without masks.
     row_numbers: u64,
+    /// The same where a row's logits take more: what llama.cpp reserves.
+    reserved_numbers: u64,
     process: u64,
 }
 
 impl Facts {
     pub(super) fn of(model: &Gguf, kernels: Kernels, cache_type: CacheType) -> Self {
+        let width = model.setting("embedding_length").unwrap_or(0);
+        let (layer, vocabulary) = (layer_numbers(model), model.vocab_size());
+        let beside = |numbers: u64| numbers.saturating_add(width.saturating_mul(5));
         Self {
             weights: Weights::of(model, kernels),
             cells: Cells::of(model, cache_type),
-            vocabulary: model.vocab_size(),
-            row_numbers: row_numbers(model),
+            vocabulary,
+            row_numbers: beside(layer),
+            reserved_numbers: beside(layer.max(vocabulary)),
             process: process(model),
         }
+    }
+
+    /// What one way to run the model takes more than another, in bytes.
+    pub(super) fn apart(&self, more: Run, less: Run) -> u64 {
+        let [more, less] = [more, less].map(|run| self.needs(run).total());
+        more.saturating_sub(less)
     }
 
     pub(super) fn needs(&self, run: Run) -> Needs {
@@ -96,22 +113,26 @@ impl Facts {
             .saturating_add(cells.state);
         let seen = |bytes: u64, cells: u64| if bytes > 0 { cells } else { 0 };
         let masked = seen(cells.full, share) + seen(cells.windowed, windowed);
-        let row_bytes = self
-            .row_numbers
-            .saturating_mul(4)
-            .saturating_add(masked * 2);
+        let row_bytes = |numbers: u64| numbers.saturating_mul(4).saturating_add(masked * 2);
         let drafted = if run.drafts {
             let vocabulary = u32::try_from(self.vocabulary).unwrap_or(u32::MAX);
             u64::from(logit_rows(vocabulary)).min(rows)
         } else {
             0
         };
+        let arena = rows.saturating_mul(row_bytes(self.reserved_numbers));
+        let asking = drafted.max(sequences).min(rows);
+        let compute = rows
+            .saturating_mul(row_bytes(self.row_numbers))
+            .saturating_add(self.vocabulary.saturating_mul(4 * asking))
+            .min(arena);
         Needs {
             weights: weights.read,
             cold: weights.mapped.saturating_sub(weights.read),
             repacked: weights.repacked,
             kv: per_sequence.saturating_mul(sequences),
-            compute: rows.saturating_mul(row_bytes),
+            compute,
+            reserved: arena - compute,
             output: self.vocabulary.saturating_mul(4 * sequences),
             drafts: self
                 .vocabulary
@@ -141,27 +162,27 @@ impl Needs {
         .fold(0, u64::saturating_add)
     }
 
-    /// What llama.cpp reports as buffers when it has loaded a model: with the cold part of the mapping, and without what comes later.
+    /// What llama.cpp reports as buffers when it has loaded a model: with the cold part of the mapping and all of the compute buffer,
+    /// and without what comes later.
     pub fn buffers(&self) -> u64 {
         let ours = self.process + self.drafts + self.prompt_cache + self.draft_model;
-        (self.total() - ours).saturating_add(self.cold)
+        (self.total() - ours)
+            .saturating_add(self.cold)
+            .saturating_add(self.reserved)
     }
 }
 
-/// Numbers of 4 bytes that a row takes in the compute buffer at its fullest.
+/// Numbers of 4 bytes that the widest part of a layer computes for a row.
 ///
 /// Calibrated against what llama.cpp reserves: the logits of all rows, or three matrices of the feed-forward part where those are
 /// wider than the vocabulary, beside five of the model's width; and, counted above, a 16-bit mask for each kind of layer. With this
 /// the sum of all buffers was right to 0.5 % for nine models of 0.02 to 1.5 billion weights.
-fn row_numbers(model: &Gguf) -> u64 {
-    let width = model.setting("embedding_length").unwrap_or(0);
+fn layer_numbers(model: &Gguf) -> u64 {
     let heads = model.layer_setting("attention.head_count", 0).unwrap_or(0);
     let key = model.setting("attention.key_length").unwrap_or(0);
-    model
-        .vocab_size()
-        .max(hidden(model).saturating_mul(3))
-        .max(heads.saturating_mul(key).saturating_mul(3))
-        .saturating_add(width.saturating_mul(5))
+    hidden(model)
+        .max(heads.saturating_mul(key))
+        .saturating_mul(3)
 }
 
 /// Width of the widest feed-forward part; of experts all that one token uses.

@@ -11,12 +11,14 @@ use std::fmt;
 
 /// Sequences that run at once where nobody said a number, and what that is reduced to.
 const SEQUENCES: [u32; 3] = [4, 2, 1];
-/// Rows of a step where nobody said a number, and what that is reduced to.
-const ROWS: [u32; 3] = [128, 64, 32];
+/// Rows of a step where nobody said a number, and what that is reduced to. More than [`DEFAULT_ROWS`] only where they cost little.
+const ROWS: [u32; 5] = [512, 256, DEFAULT_ROWS, 64, 32];
+/// What more rows than [`DEFAULT_ROWS`] may cost, in bytes: the wider a model is, the longer a row takes and the less is gained.
+const MORE_ROWS: u64 = 16 << 20;
 /// Sequences that run at once where nobody said a number and memory allows.
 pub const DEFAULT_PARALLEL: u32 = SEQUENCES[0];
-/// Rows of a step where nobody said a number and memory allows.
-pub const DEFAULT_ROWS: u32 = ROWS[0];
+/// Rows of a step at least, where nobody said a number and memory allows.
+pub const DEFAULT_ROWS: u32 = 128;
 /// What the default context of a sequence is reduced to.
 const LESS_CONTEXT: [u32; 2] = [1024, 512];
 
@@ -91,8 +93,8 @@ impl DoesNotFit {
 /// Chooses what was not asked for, and checks that all of it fits into `available` bytes (if that is known).
 ///
 /// What was asked for is honoured or refused. The rest is reduced until it fits, the cheapest loss first:
-/// 1. rows of a step (128, 64, 32): long prompts get slower, answers do not; with a vocabulary of 262,144 tokens it saves 64 and
-///    32 MiB;
+/// 1. rows of a step (512 or 256 where they cost at most 16 MiB more than 128, then 128, 64, 32): long prompts get slower, answers
+///    do not;
 /// 2. context of a sequence (2,048, 1,024, 512 tokens): long chats are cut, short ones see no difference;
 /// 3. sequences (4, 2, 1): requests wait for one another.
 ///
@@ -154,7 +156,7 @@ fn choose(
     trained: u32,
     available: u64,
 ) -> Result<Choice, DoesNotFit> {
-    let (first, others) = candidates(asked, trained)?;
+    let (first, others) = candidates(facts, asked, trained)?;
     let plan = |run: Run| Plan {
         ctx_size: run.cells,
         parallel: run.sequences,
@@ -192,7 +194,7 @@ fn trained(model: &Gguf) -> u32 {
 }
 
 /// The best that may be tried, and what comes after it. Everything in it can be used with the model.
-fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit> {
+fn candidates(facts: &Facts, asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit> {
     let sequences = asked.parallel.unwrap_or(SEQUENCES[0]);
     let share = share(asked, sequences, trained)?;
     let with = |share: u32, run: Run| {
@@ -201,21 +203,24 @@ fn candidates(asked: &Asked, trained: u32) -> Result<(Run, Vec<Run>), DoesNotFit
             .ok_or_else(|| DoesNotFit::Setting("--ctx-size is too small or too large".into()))?;
         Ok(Run { cells, ..run })
     };
-    let best = Run {
+    let usual = Run {
         cells: 0,
         sequences,
         rows: rows(asked, sequences)?,
         drafts: !asked.no_drafts,
     };
-    let first = with(share, best)?;
-    let (mut last, mut others) = (first, Vec::new());
+    let usual = with(share, usual)?;
+    let (mut first, mut others) = (usual, Vec::new());
     if asked.batch_size.is_none() {
-        let fewer = ROWS.into_iter().filter(|fewer| *fewer < first.rows);
-        for rows in fewer.filter(|rows| *rows >= sequences) {
-            last = Run { rows, ..last };
-            others.push(last);
-        }
+        let mut sizes = ROWS.map(|rows| rows.max(sequences)).to_vec();
+        sizes.dedup();
+        let runs = sizes.into_iter().map(|rows| Run { rows, ..usual });
+        let cheap = |run: &Run| run.rows <= usual.rows || facts.apart(*run, usual) <= MORE_ROWS;
+        let mut runs = runs.filter(cheap);
+        first = runs.next().unwrap_or(usual);
+        others.extend(runs);
     }
+    let mut last = others.last().copied().unwrap_or(first);
     // With a context that was asked for, fewer sequences would only make shares larger.
     if asked.ctx_size.is_none() {
         let mut least = share;
@@ -255,9 +260,9 @@ fn share(asked: &Asked, sequences: u32, trained: u32) -> Result<u32, DoesNotFit>
     Ok(share)
 }
 
-/// Rows of a step.
+/// Rows of a step that were asked for, or the usual number.
 fn rows(asked: &Asked, sequences: u32) -> Result<u32, DoesNotFit> {
-    let rows = asked.batch_size.unwrap_or(ROWS[0].max(sequences));
+    let rows = asked.batch_size.unwrap_or(DEFAULT_ROWS.max(sequences));
     if rows < sequences || rows > MOST_ROWS {
         return Err(DoesNotFit::Setting(format!(
             "--batch-size {rows}: a step needs a row for each of {sequences} sequences; use {sequences} to {MOST_ROWS}"

@@ -166,7 +166,9 @@ fn recipe(
         no_drafts: true,
     };
     let plan = plan(header, &asked, Kernels::here(), None).map_err(|error| error.to_string())?;
-    let bytes = plan.needs.kv + plan.needs.compute + plan.needs.output;
+    // Each row is put out here, so all of the compute buffer is written to.
+    let needs = &plan.needs;
+    let bytes = needs.kv + needs.compute + needs.reserved + needs.output;
     let params = context_params(&plan, config).map_err(|error| error.to_string())?;
     let params = params
         .with_embeddings(true)

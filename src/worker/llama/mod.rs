@@ -218,6 +218,7 @@ fn describe(header: &Gguf, model: &LlamaModel, plan: &Plan, padded: u32) -> Mode
         // llama.cpp rounds a share up to 256 cells; the model's own limit stays.
         context_per_sequence: (padded / plan.parallel).min(trained),
         sequences: plan.parallel,
+        batch_size: plan.batch_size,
         cache_bytes: plan.needs.prompt_cache,
         kernels: log::kernels(),
         cpu_variant: cpu_variant().ok().flatten(),
