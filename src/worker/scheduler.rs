@@ -144,21 +144,25 @@ pub enum Turn {
     Answers,
 }
 
-/// Takes turns. Rows of answers make a pass of their own in any case: where that is dear, prompts have two steps for each of them.
+/// Takes turns. Rows of answers make a pass of their own in any case: where that is dear, prompts have steps to themselves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turns {
     prompts_in_a_row: u32,
 }
 
 impl Turns {
-    /// What the next step has, where answers are under way.
-    pub fn next(&mut self, dear: bool) -> Turn {
-        if dear && self.prompts_in_a_row < PROMPTS_IN_A_ROW {
+    /// What the next step has, where answers are under way and prompts have so many steps for each one of answers; 0 where they share one.
+    pub fn next(&mut self, prompts: u32) -> Turn {
+        if self.prompts_in_a_row < prompts {
             self.prompts_in_a_row += 1;
             return Turn::Prompts;
         }
         self.prompts_in_a_row = 0;
-        if dear { Turn::Answers } else { Turn::Both }
+        if prompts > 0 {
+            Turn::Answers
+        } else {
+            Turn::Both
+        }
     }
 }
 
@@ -198,11 +202,12 @@ const GROUP: u32 = 16;
 /// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
-/// Answers are dear if a step of them takes this part of one of prompts, and more than a moment.
-const DEAR: f64 = 0.08;
+/// While prompts wait, answers take at most this part of the time that prompts take, or what is hardly noticed, as far as
+/// [`PROMPTS_IN_A_ROW`] allows.
+const ANSWERS_PART: f64 = 0.07;
 const NOTICEABLE_MS: f64 = 5.0;
-/// Steps of prompts for one of answers, where these are dear.
-const PROMPTS_IN_A_ROW: u32 = 2;
+/// Steps of prompts at most for one of answers.
+const PROMPTS_IN_A_ROW: u32 = 3;
 /// How many times larger than all before it a chunk may be.
 const GROWTH: u32 = 4;
 /// How many times longer a step without rows of answers may be: each chunk reads all weights once, and on a slow machine a step has
@@ -265,14 +270,21 @@ impl Pace {
         }
     }
 
-    /// Whether `decoding` answers and prompts of which `waiting` rows are left should take turns, `budget` rows in a step of prompts:
-    /// where a step of answers takes a good part of that. A few rows go into the pass of the answers, or take hardly more in one of their own.
-    pub fn answers_are_dear(&self, decoding: u32, waiting: u32, budget: u32) -> bool {
-        let chunk_ms = f64::from(budget) * self.row_ms.unwrap_or(0.0);
-        decoding > 0
-            && waiting > LEAST_ROWS
-            && self.base_ms > NOTICEABLE_MS
-            && self.base_ms > DEAR * chunk_ms
+    /// How many steps prompts have to themselves for each one of `decoding` answers; 0 where they share steps. `waiting` rows of prompts are
+    /// left, of which `beside` would go into a step with answers and `alone` into one without.
+    ///
+    /// A few rows go into the pass of the answers, or take hardly more in one of their own.
+    pub fn prompts_in_a_row(&self, decoding: u32, waiting: u32, beside: u32, alone: u32) -> u32 {
+        if decoding == 0 || waiting <= LEAST_ROWS || self.base_ms <= NOTICEABLE_MS {
+            return 0;
+        }
+        let row_ms = self.row_ms.unwrap_or(0.0);
+        let allowed_ms = |rows: u32| ANSWERS_PART * f64::from(rows) * row_ms;
+        if self.base_ms <= allowed_ms(beside) {
+            return 0;
+        }
+        let fits = |steps: &u32| self.base_ms <= f64::from(*steps) * allowed_ms(alone);
+        (1..PROMPTS_IN_A_ROW).find(fits).unwrap_or(PROMPTS_IN_A_ROW)
     }
 
     /// What `rows` prefill rows take on top of a step, in milliseconds, as far as that is known.
@@ -510,28 +522,40 @@ mod tests {
 
     #[test]
     fn answers_and_prompts_take_turns_where_answers_are_dear() {
-        let mut pace = Pace::new(300);
-        let of = |pace: &Pace, waiting| pace.answers_are_dear(7, waiting, 100);
-        assert!(!of(&pace, 1000), "nothing is known yet");
-        pace.observe(7, 0, 30.0);
-        pace.observe(0, 100, 230.0);
-        assert!(of(&pace, 1000));
-        assert!(of(&pace, 20), "also for a short prompt");
-        assert!(!of(&pace, 8), "a few rows");
-        assert!(!pace.answers_are_dear(0, 1000, 100), "there are none");
-        let mut one = Pace::new(300);
-        one.observe(1, 0, 7.0);
-        one.observe(0, 100, 230.0);
-        assert!(!of(&one, 1000), "one answer takes little");
+        let unknown = Pace::new(300);
+        assert_eq!(unknown.prompts_in_a_row(7, 1000, 16, 16), 0);
+        // Rows that take 3 ms each, 100 of them beside answers and 200 alone.
+        let of = |answers_ms, waiting| {
+            let mut pace = Pace::new(300);
+            pace.observe(7, 0, answers_ms);
+            pace.observe(0, 100, 300.0);
+            pace.prompts_in_a_row(7, waiting, 100, 200)
+        };
+        let steps = [20.0, 22.0, 40.0, 44.0, 84.0, 86.0, 900.0].map(|ms| of(ms, 1000));
+        assert_eq!(steps, [0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(of(44.0, 20), 2, "also for a short prompt");
+        assert_eq!(of(44.0, 8), 0, "a few rows");
+        let mut fast = Pace::new(300);
+        fast.observe(7, 0, 4.0);
+        fast.observe(0, 100, 10.0);
+        assert_eq!(
+            fast.prompts_in_a_row(7, 1000, 100, 200),
+            0,
+            "hardly noticed"
+        );
+        assert_eq!(fast.prompts_in_a_row(0, 1000, 100, 200), 0, "no answers");
         let mut turns = Turns::default();
-        let dear = [true, true, true, true, false, true, true, true];
         let expected = {
             use Turn::{Answers, Both, Prompts};
             [
-                Prompts, Prompts, Answers, Prompts, Both, Prompts, Prompts, Answers,
+                Prompts, Prompts, Answers, Prompts, Both, Prompts, Prompts, Answers, Prompts,
+                Answers,
             ]
         };
-        assert_eq!(dear.map(|dear| turns.next(dear)), expected);
+        assert_eq!(
+            [2, 2, 2, 2, 0, 2, 2, 2, 1, 1].map(|steps| turns.next(steps)),
+            expected
+        );
     }
 
     #[test]

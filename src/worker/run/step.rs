@@ -54,8 +54,9 @@ impl Engine<'_> {
         let turn = if decoding == 0 {
             Turn::Prompts
         } else {
-            let dear = self.pace.answers_are_dear(decoding, waiting, alone);
-            self.turns.next(dear)
+            let beside = self.pace.prefill_rows(decoding, most);
+            let steps = self.pace.prompts_in_a_row(decoding, waiting, beside, alone);
+            self.turns.next(steps)
         };
         let (budget, room) = match turn {
             Turn::Both => {
