@@ -163,7 +163,7 @@ async fn a_long_prompt_does_not_hold_up_a_stream() {
         chunks.len()
     );
     assert!(chunks.iter().all(|rows| rows.len() <= 64));
-    // In each step, or in each fourth one where answers are dear, which here depends on the machine.
+    // In each step, or in each fifth one where answers are dear, which here depends on the machine.
     let speaks = |rows: &Vec<Row>| rows.iter().any(|row| row.logits);
     let first = steps.iter().position(|rows| rows == chunks[0]).unwrap();
     let last = steps
@@ -171,9 +171,9 @@ async fn a_long_prompt_does_not_hold_up_a_stream() {
         .rposition(|rows| rows == chunks[chunks.len() - 1]);
     assert!(
         steps[first..=last.unwrap()]
-            .windows(4)
-            .all(|four| four.iter().any(speaks)),
-        "the stream sits out three steps at most"
+            .windows(5)
+            .all(|five| five.iter().any(speaks)),
+        "the stream sits out four steps at most"
     );
 }
 

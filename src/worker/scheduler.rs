@@ -144,6 +144,15 @@ pub enum Turn {
     Answers,
 }
 
+/// Steps of prompts for each one of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// How many.
+    pub steps: u32,
+    /// Rows of each.
+    pub rows: u32,
+}
+
 /// Takes turns. Rows of answers make a pass of their own in any case: where that is dear, prompts have steps to themselves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turns {
@@ -166,9 +175,19 @@ impl Turns {
     }
 }
 
-/// About as many rows as `rows` in whole groups, at most `most`.
+/// About as many rows as `rows` in whole tiles or groups, at most `most`.
 fn whole_groups(rows: u32, most: u32) -> u32 {
-    let groups = (rows + rows / LONGER).min(most) / GROUP * GROUP;
+    let longest = (rows + rows / LONGER).min(most);
+    if longest >= TILE {
+        let tiles = longest / TILE * TILE;
+        // The first tile's half is nearly as good, and the step is not cut by a third.
+        return if tiles == TILE && longest >= TILE + TILE / 2 {
+            TILE + TILE / 2
+        } else {
+            tiles
+        };
+    }
+    let groups = longest / GROUP * GROUP;
     if groups + rows / SHORTER >= rows {
         groups
     } else if rows > LEAST_ROWS {
@@ -199,20 +218,24 @@ const TELLING_ROWS: u32 = 16;
 /// Kernels work on rows in groups of so many or of a divisor of it, and take the rest of a chunk row by row or in smaller groups:
 /// 40 rows can take as long as 48.
 const GROUP: u32 = 16;
+/// Attention works on tiles of so many rows of one sequence, whole or not, and on fewer rows one by one (`GGML_FA_TILE_Q`): amid a
+/// long prompt 80 rows are slower each than 64.
+const TILE: u32 = 64;
 /// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
 /// While prompts wait, answers take at most this part of the time that prompts take, or what is hardly noticed, as far as
 /// [`PROMPTS_IN_A_ROW`] allows.
-const ANSWERS_PART: f64 = 0.07;
+const ANSWERS_PART: f64 = 0.075;
 const NOTICEABLE_MS: f64 = 5.0;
-/// Steps of prompts at most for one of answers.
-const PROMPTS_IN_A_ROW: u32 = 3;
+/// Prompts have at most so many of their longest steps for one of answers, and so many shorter ones.
+const LONGEST_IN_A_ROW: f64 = 2.0;
+const PROMPTS_IN_A_ROW: u32 = 4;
 /// How many times larger than all before it a chunk may be.
 const GROWTH: u32 = 4;
 /// How many times longer a step without rows of answers may be: each chunk reads all weights once, and on a slow machine a step has
 /// few rows to share that.
-const ALONE: f64 = 2.0;
+const ALONE: f64 = 3.0;
 /// Prompts may make such a step longer by one part in so many, if they are decoded then.
 const LEFT_OVER: u32 = 4;
 
@@ -235,14 +258,23 @@ impl Pace {
 
     /// How many rows of prompts go into a step without rows of answers, if `waiting` are left of the one that comes first.
     pub fn prompt_rows(&self, waiting: u32, most: u32) -> u32 {
-        let rows = self.rows_in(ALONE * self.step_ms, 0, most);
+        self.prompt_rows_in(ALONE * self.step_ms, waiting, most)
+    }
+
+    fn prompt_rows_in(&self, step_ms: f64, waiting: u32, most: u32) -> u32 {
+        let rows = self.rows_in(step_ms, 0, most);
         // A pass for the few rows that are left would read all weights once more.
         if waiting <= rows + rows / LEFT_OVER {
             return waiting.min(most).max(rows);
         }
         // As many steps as it takes, in equal parts: a last one of few rows would be a slow one for its size.
         let part = waiting.div_ceil(waiting.div_ceil(rows));
-        part.next_multiple_of(GROUP).min(rows)
+        let unit = match part {
+            _ if rows < TILE => GROUP,
+            part if part <= TILE + TILE / 2 => TILE / 2,
+            _ => TILE,
+        };
+        part.next_multiple_of(unit).min(rows)
     }
 
     fn rows_in(&self, step_ms: f64, decoding: u32, most: u32) -> u32 {
@@ -270,21 +302,36 @@ impl Pace {
         }
     }
 
-    /// How many steps prompts have to themselves for each one of `decoding` answers; 0 where they share steps. `waiting` rows of prompts are
-    /// left, of which `beside` would go into a step with answers and `alone` into one without.
+    /// Whether it is known what a step of answers takes.
+    pub fn knows_answers(&self) -> bool {
+        self.base_ms > 0.0
+    }
+
+    /// What prompts have to themselves for each step of `decoding` answers; `None` where they share steps. `waiting` rows of prompts are
+    /// left, `first` of them of the prompt that comes first. It is as little as keeps answers to their part of the time.
     ///
     /// A few rows go into the pass of the answers, or take hardly more in one of their own.
-    pub fn prompts_in_a_row(&self, decoding: u32, waiting: u32, beside: u32, alone: u32) -> u32 {
+    pub fn between(&self, decoding: u32, waiting: u32, first: u32, most: u32) -> Option<Between> {
         if decoding == 0 || waiting <= LEAST_ROWS || self.base_ms <= NOTICEABLE_MS {
-            return 0;
+            return None;
         }
-        let row_ms = self.row_ms.unwrap_or(0.0);
-        let allowed_ms = |rows: u32| ANSWERS_PART * f64::from(rows) * row_ms;
-        if self.base_ms <= allowed_ms(beside) {
-            return 0;
+        let takes_ms = |rows: u32| f64::from(rows) * self.row_ms.unwrap_or(0.0);
+        let most_ms = ALONE * self.step_ms;
+        let needed_ms = (self.base_ms / ANSWERS_PART).min(LONGEST_IN_A_ROW * most_ms);
+        if needed_ms <= takes_ms(self.prefill_rows(decoding, most)) {
+            return None;
         }
-        let fits = |steps: &u32| self.base_ms <= f64::from(*steps) * allowed_ms(alone);
-        (1..PROMPTS_IN_A_ROW).find(fits).unwrap_or(PROMPTS_IN_A_ROW)
+        let longest_ms = takes_ms(self.prompt_rows(first, most));
+        let longer = 1.0 + 1.0 / f64::from(LONGER);
+        let enough = |steps: &u32| needed_ms <= f64::from(*steps) * longest_ms * longer;
+        let steps = (1..PROMPTS_IN_A_ROW)
+            .find(enough)
+            .unwrap_or(PROMPTS_IN_A_ROW);
+        let step_ms = (needed_ms / f64::from(steps)).min(most_ms);
+        Some(Between {
+            steps,
+            rows: self.prompt_rows_in(step_ms, first, most),
+        })
     }
 
     /// What `rows` prefill rows take on top of a step, in milliseconds, as far as that is known.
@@ -481,9 +528,11 @@ mod tests {
 
     #[test]
     fn chunks_are_whole_groups() {
-        let sizes = [8, 9, 16, 23, 27, 28, 40, 42, 59, 93, 128];
+        let sizes = [8, 9, 16, 23, 27, 28, 40, 42, 54, 55];
         let whole = sizes.map(|rows| whole_groups(rows, 512));
-        assert_eq!(whole, [8, 8, 16, 16, 24, 32, 32, 48, 64, 96, 144]);
+        assert_eq!(whole, [8, 8, 16, 16, 24, 32, 32, 48, 48, 64]);
+        let tiles = [82, 83, 109, 110, 160, 165, 512].map(|rows| whole_groups(rows, 512));
+        assert_eq!(tiles, [64, 96, 96, 128, 128, 192, 512]);
         assert_eq!(whole_groups(46, 47), 40, "no room for 48");
         // What this is for: a machine where a row that is left over costs as much as a group of four (Qwen 2.5 1.5B on two cores
         // of x86-64, in milliseconds).
@@ -501,49 +550,52 @@ mod tests {
 
     #[test]
     fn prompts_by_themselves_have_longer_steps() {
-        let mut pace = Pace::new(300);
+        let mut pace = Pace::new(200);
         let cost = |rows: u32| 20.0 + 5.0 * f64::from(rows);
         pace.observe(1, 0, 20.0);
         for _ in 0..12 {
             let rows = pace.prompt_rows(1000, 512);
-            assert!(cost(rows) <= 2.0 * 300.0 * 7.0 / 6.0, "{rows} rows");
+            assert!(cost(rows) <= 3.0 * 200.0 * 7.0 / 6.0, "{rows} rows");
             pace.observe(0, rows, cost(rows));
         }
         assert_eq!(pace.prompt_rows(1000, 512), 128);
         assert_eq!(pace.prompt_rows(160, 512), 160, "a few more are not left");
-        assert_eq!(pace.prompt_rows(161, 512), 96, "two equal steps");
-        assert_eq!(pace.prompt_rows(140, 120), 120, "no room");
+        assert_eq!(pace.prompt_rows(161, 512), 96, "two steps");
+        assert_eq!(pace.prompt_rows(390, 512), 128, "four steps");
+        assert_eq!(pace.prompt_rows(161, 100), 96);
+        assert_eq!(pace.prompt_rows(140, 120), 96, "no room");
         assert_eq!(
             pace.prefill_rows(1, 512),
-            49,
+            33,
             "a group, and a row beside the answer's"
         );
     }
 
     #[test]
     fn answers_and_prompts_take_turns_where_answers_are_dear() {
-        let unknown = Pace::new(300);
-        assert_eq!(unknown.prompts_in_a_row(7, 1000, 16, 16), 0);
-        // Rows that take 3 ms each, 100 of them beside answers and 200 alone.
-        let of = |answers_ms, waiting| {
-            let mut pace = Pace::new(300);
+        assert_eq!(Pace::new(200).between(7, 1000, 1000, 512), None);
+        // Rows that take 3 ms each: 192 fit into a long step of 600 ms.
+        let within = |most, answers_ms, waiting| {
+            let mut pace = Pace::new(200);
             pace.observe(7, 0, answers_ms);
             pace.observe(0, 100, 300.0);
-            pace.prompts_in_a_row(7, waiting, 100, 200)
+            let between = pace.between(7, waiting, waiting, most);
+            between.map_or((0, 0), |between| (between.steps, between.rows))
         };
-        let steps = [20.0, 22.0, 40.0, 44.0, 84.0, 86.0, 900.0].map(|ms| of(ms, 1000));
-        assert_eq!(steps, [0, 1, 1, 2, 2, 3, 3]);
-        assert_eq!(of(44.0, 20), 2, "also for a short prompt");
-        assert_eq!(of(44.0, 8), 0, "a few rows");
+        let of = |answers_ms, waiting| within(512, answers_ms, waiting);
+        let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1000));
+        let few = [(0, 0), (1, 96), (1, 192), (1, 192), (2, 128)];
+        assert_eq!(turns[..5], few);
+        assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
+        let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1000));
+        assert_eq!(small, [(1, 128), (2, 128), (3, 128), (3, 128)]);
+        assert_eq!(of(44.0, 20), (1, 192), "also for a short prompt");
+        assert_eq!(of(44.0, 8), (0, 0), "a few rows");
         let mut fast = Pace::new(300);
         fast.observe(7, 0, 4.0);
         fast.observe(0, 100, 10.0);
-        assert_eq!(
-            fast.prompts_in_a_row(7, 1000, 100, 200),
-            0,
-            "hardly noticed"
-        );
-        assert_eq!(fast.prompts_in_a_row(0, 1000, 100, 200), 0, "no answers");
+        assert_eq!(fast.between(7, 1000, 1000, 512), None, "hardly noticed");
+        assert_eq!(fast.between(0, 1000, 1000, 512), None, "no answers");
         let mut turns = Turns::default();
         let expected = {
             use Turn::{Answers, Both, Prompts};

@@ -50,20 +50,24 @@ impl Engine<'_> {
         let waiting: u32 = prompts.iter().map(|one| one.left).sum();
         let most = self.sizes.batch_size;
         let left = prompts.get(first).map_or(0, |one| one.left);
-        let alone = self.pace.prompt_rows(left, most);
+        let between = self.pace.between(decoding, waiting, left, most);
         let turn = if decoding == 0 {
             Turn::Prompts
+        } else if !self.pace.knows_answers() {
+            Turn::Answers
         } else {
-            let beside = self.pace.prefill_rows(decoding, most);
-            let steps = self.pace.prompts_in_a_row(decoding, waiting, beside, alone);
-            self.turns.next(steps)
+            self.turns.next(between.map_or(0, |between| between.steps))
         };
         let (budget, room) = match turn {
             Turn::Both => {
                 let rows = self.pace.prefill_rows(decoding, most);
                 (rows, most.saturating_sub(decoding).max(1))
             }
-            Turn::Prompts => (alone, most),
+            Turn::Prompts => {
+                let rows = between.map(|between| between.rows);
+                let alone = || self.pace.prompt_rows(left, most);
+                (rows.unwrap_or_else(alone), most)
+            }
             Turn::Answers => (0, 0),
         };
         let chunks = share_rows(&prompts, first, budget, room);
