@@ -159,7 +159,7 @@ pub struct EngineArgs {
     #[arg(long, env = "POCKET_LLM_MEMORY", value_name = "MIB")]
     pub memory: Option<u64>,
 
-    /// How long a step should take at most, in milliseconds; about twice as long where only prompts are in it. Long prompts are
+    /// How long a step should take at most, in milliseconds; about three times as long where only prompts are in it. Long prompts are
     /// cut into chunks that keep to it: smaller values let running answers and cancelled requests wait less, and make long
     /// prompts slower. Decoding alone may take longer on a slow machine
     #[arg(
@@ -663,9 +663,10 @@ impl EngineArgs {
 
     fn stall(&self) -> Result<Duration, ConfigError> {
         let stall = seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?;
-        if stall < 2 * Duration::from_millis(self.step_ms.into()) {
+        // A step of prompts may be three times as long, and a quarter longer than that where it ends one.
+        if stall < 5 * Duration::from_millis(self.step_ms.into()) {
             return Err(ConfigError(format!(
-                "--stall-seconds {} is too close to --step-ms {}: give it twice as long at least",
+                "--stall-seconds {} is too close to --step-ms {}: give it five times as long at least",
                 self.stall_seconds, self.step_ms
             )));
         }
