@@ -707,6 +707,33 @@ async fn a_prompt_is_echoed_and_scored() {
     );
 }
 
+/// Each row of a scored prompt asks for logits, for which memory is planned once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scored_prompts_have_turns() {
+    let script = script();
+    let engine = engine(&script, 3, 3).await;
+    script.hold();
+    let plain = engine.submit(request("say:first|"));
+    script.wait_until_held();
+    let text = |name: &str| format!("{}say:{name}|", name.repeat(40));
+    let scored = ["b", "c"].map(|name| {
+        let mut asked = request(&text(name));
+        (asked.echo, asked.logprobs) = (true, Some(1));
+        engine.submit(asked).unwrap()
+    });
+    script.open();
+    assert_eq!(read(plain.unwrap()).await.text, "first");
+    for (name, events) in ["b", "c"].into_iter().zip(scored) {
+        assert_eq!(read(events).await.text, text(name) + name);
+    }
+    let asking = |rows: &Vec<Row>| rows.iter().filter(|row| row.logits).count();
+    let most = script.steps().iter().map(asking).max();
+    assert!(
+        most.is_some_and(|most| (8..=16 + 2).contains(&most)),
+        "{most:?}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn questions_are_answered_and_bounded() {
     let script = script();

@@ -13,10 +13,10 @@ use crate::engine::{CacheType, Speculate};
 use crate::measure::advice::busy;
 use crate::measure::render::{placement, speed, team};
 use crate::measure::report::best as best_bandwidth;
-use crate::measure::search::{ROWS, Trial, best, rows, teams};
+use crate::measure::search::{Trial, best, rows, rows_around, teams};
 use crate::measure::subject::{SHORT_PROMPT, Subject};
 use crate::models::gguf::Gguf;
-use crate::models::memory::DEFAULT_PARALLEL;
+use crate::models::memory::{DEFAULT_PARALLEL, DEFAULT_ROWS, plan};
 use crate::models::{Figures, Model, Tuned, Tunings};
 use crate::pool::PoolSettings;
 use anyhow::{Context, Result, bail};
@@ -234,7 +234,10 @@ impl Tuner {
         if self.args.engine.batch_size.is_some() {
             return Ok(tried);
         }
-        for rows in ROWS {
+        let settings = self.settings(placement, 1, PROMPT + 2)?;
+        let planned = plan(&self.header, &settings.asked, settings.kernels, None);
+        let usual = planned.map_or(DEFAULT_ROWS, |plan| plan.batch_size);
+        for rows in rows_around(usual) {
             progress(&format!("{rows} rows a step"));
             let mut settings = self.settings(placement, 1, PROMPT + 2)?;
             settings.asked.batch_size = Some(rows);

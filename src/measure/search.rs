@@ -11,8 +11,14 @@ const ROWS_WORTH: f64 = 1.03;
 /// Teams that are tried at most.
 const MOST_TEAMS: usize = 16;
 
-/// Rows of a step that are tried, the usual number first.
-pub const ROWS: [u32; 4] = [128, 64, 256, 512];
+/// Rows of a step at most that are tried.
+const MOST_ROWS: u32 = 512;
+
+/// Rows of a step that are tried, those of the memory plan first.
+pub fn rows_around(usual: u32) -> impl Iterator<Item = u32> {
+    let more = (usual < MOST_ROWS).then_some(usual * 2);
+    [usual, usual / 2].into_iter().chain(more)
+}
 
 /// What a team reached, in tokens per second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -82,13 +88,14 @@ fn fastest(trials: &[Trial], speed: impl Fn(&Trial) -> f64) -> Option<Team> {
     Some(least.team.clone())
 }
 
-/// The number of rows that is best for prompts, of those that were tried.
+/// The number of rows that is better for prompts than the first one that was tried, if there is any.
 pub fn rows(tried: &[(u32, f64)]) -> Option<u32> {
     let most = tried.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);
-    let good = tried
-        .iter()
-        .filter(|(_, speed)| *speed * ROWS_WORTH >= most);
-    good.map(|(rows, _)| *rows).min()
+    let is_good = |(_, speed): &&(u32, f64)| *speed * ROWS_WORTH >= most;
+    if tried.first().as_ref().is_none_or(is_good) {
+        return None;
+    }
+    tried.iter().filter(is_good).map(|(rows, _)| *rows).min()
 }
 
 #[cfg(test)]
@@ -179,9 +186,15 @@ mod tests {
 
     #[test]
     fn more_rows_must_be_worth_their_memory() {
-        assert_eq!(rows(&[(128, 100.0), (64, 96.0), (256, 102.0)]), Some(128));
-        assert_eq!(rows(&[(128, 100.0), (64, 99.0), (256, 101.0)]), Some(64));
+        assert_eq!(rows(&[(128, 100.0), (64, 96.0), (256, 102.0)]), None);
+        assert_eq!(rows(&[(128, 100.0), (64, 99.0), (256, 102.0)]), None);
         assert_eq!(rows(&[(128, 100.0), (64, 80.0), (256, 120.0)]), Some(256));
+        assert_eq!(rows(&[(256, 96.0), (128, 99.0), (512, 100.0)]), Some(128));
+        assert_eq!(rows(&[(512, 100.0)]), None, "alone it says nothing");
         assert_eq!(rows(&[]), None);
+        let tried = [64, 128, 512].map(|usual| rows_around(usual).collect::<Vec<_>>());
+        assert_eq!(tried[0], [64, 32, 128]);
+        assert_eq!(tried[1], [128, 64, 256]);
+        assert_eq!(tried[2], [512, 256]);
     }
 }

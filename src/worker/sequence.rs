@@ -10,6 +10,7 @@ use super::text::{Piece, TextStream};
 use super::tools::CallSplitter;
 use crate::engine::wire::RequestId;
 use crate::engine::{EngineError, Event, FinishReason, Likelihood, Logprob, Outcome, Token, Usage};
+use crate::models::memory::SCORED_ROWS;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -109,9 +110,6 @@ pub struct Sequence {
     score: Option<Logprob>,
 }
 
-/// Prompt rows that may ask for logits in one step: each is the size of the vocabulary.
-const MOST_SCORED_ROWS: u32 = 16;
-
 impl Sequence {
     /// Starts in an empty sequence.
     pub fn new(arrival: Arrival, seq: SeqId) -> Self {
@@ -165,7 +163,7 @@ impl Sequence {
     }
 
     /// Whether the prompt's own tokens have log-probabilities.
-    fn scores_prompt(&self) -> bool {
+    pub fn scores_prompt(&self) -> bool {
         self.arrival.echo.is_some() && self.arrival.likelihoods.is_some()
     }
 
@@ -183,7 +181,7 @@ impl Sequence {
             .min();
         let left = stop.unwrap_or(prompt).min(prompt).saturating_sub(self.held);
         if self.scores_prompt() {
-            left.min(MOST_SCORED_ROWS)
+            left.min(SCORED_ROWS)
         } else {
             left
         }

@@ -113,13 +113,16 @@ impl Teams {
 #[derive(Debug, Default)]
 struct Load {
     is_few: bool,
-    /// Steps of the other kind since one of this kind.
+    /// Steps of the other kind since those of this kind.
     others: u32,
+    /// Steps of this kind since the last one of the other.
+    same: u32,
 }
 
 impl Load {
-    /// A prompt's second large step is a sign of more; small steps come and go beside it.
+    /// A prompt's second large step is a sign of more, also where answers had one small step between.
     const MANY_IN_A_ROW: u32 = 2;
+    const FEW_BETWEEN: u32 = 1;
     const FEW_IN_A_ROW: u32 = 32;
 
     fn note(&mut self, rows: usize) {
@@ -127,9 +130,13 @@ impl Load {
             return;
         }
         if (rows <= FEW_ROWS) == self.is_few {
-            self.others = 0;
+            self.same += 1;
+            if !self.is_few || self.same > Self::FEW_BETWEEN {
+                self.others = 0;
+            }
             return;
         }
+        self.same = 0;
         self.others += 1;
         let enough = if self.is_few {
             Self::MANY_IN_A_ROW
@@ -204,6 +211,10 @@ mod tests {
             "steps of one row have a number of their own"
         );
         assert!(!after(128, 1));
+        assert!(after(8, Load::FEW_IN_A_ROW));
+        assert!(after(128, 1) && after(8, 2) && after(128, 1), "far apart");
+        assert!(after(8, 1));
+        assert!(!after(128, 1), "by turns with answers");
     }
 
     /// What Android does to a program in the background, done to a thread of our own.

@@ -372,7 +372,7 @@ fn logits_are_counted_for_the_rows_that_ask_for_them() {
         no_drafts: false,
         ..sizes(2048, 2, 128)
     };
-    assert_eq!(needs(drafting).compute - few.compute, 30 * 4 * vocabulary);
+    assert_eq!(needs(drafting).compute - few.compute, 16 * 4 * vocabulary);
 }
 
 #[test]

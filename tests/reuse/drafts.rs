@@ -1,12 +1,12 @@
 //! Tokens that are guessed: what is said is the same with them, in fewer steps.
 
-use crate::scripted::{Script, Told, read, request};
+use crate::scripted::{Script, Told, read, request, until};
 use crate::{engine_with, rows};
 use pocket_llm::engine::{
     CacheScope, EngineHandle, Event, FinishReason, Format, Request, Sampling, Speculate,
     WorkerConfig,
 };
-use pocket_llm::worker::decoder::Row;
+use pocket_llm::worker::decoder::{Row, SeqId};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +108,38 @@ async fn an_answer_ends_where_it_ends_in_the_middle_of_a_draft_too() {
     let told = ask(&engine, request("loop:la |")).await;
     assert_eq!(told.outcome().usage.completion_tokens, 1024 - 9);
     assert_eq!(told.outcome().reason, FinishReason::Length);
+}
+
+/// How prompts and answers share the time rests on what a plain step of answers takes: an engine that guesses from its first answer on must
+/// find that out all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_answer_that_is_guessed_holds_up_no_prompt() {
+    let (script, engine) = guessing(2, |_| {}).await;
+    script.hold();
+    // Its first token ends a run that was there before, and all that follows is there too.
+    let said = "one two three four five six seven eight nine ten e";
+    let before = said.repeat(6);
+    let copying = engine.submit(request(&format!("e|{before}loop:{said}|")));
+    script.wait_until_held();
+    let long = engine.submit(request(&format!("{}say:done|", "x".repeat(300))));
+    until("both run", || {
+        script.allow(1);
+        engine.load().worker.running == 2
+    })
+    .await;
+    script.open();
+    assert_eq!(read(long.unwrap()).await.text, "done");
+    let usage = read(copying.unwrap()).await.outcome().usage.clone();
+    assert!(usage.draft_tokens_kept > 300, "{usage:?}");
+    let steps = script.steps();
+    let has_prompt = |rows: &Vec<Row>| rows.iter().any(|row| !row.logits);
+    let served: Vec<usize> = (0..steps.len())
+        .filter(|step| has_prompt(&steps[*step]))
+        .collect();
+    assert!(
+        served.windows(2).all(|two| two[1] - two[0] <= 3),
+        "steps with prompts: {served:?}"
+    );
 }
 
 /// Logits are the same for every batch shape here, so answers must be too: sampled ones, penalised ones, in a form.

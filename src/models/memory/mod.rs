@@ -11,7 +11,7 @@ mod plan;
 
 pub use kernels::Kernels;
 pub use layers::cache_bytes_read;
-pub use needs::{Bytes, Needs, logit_rows};
+pub use needs::{Bytes, Needs, SCORED_ROWS, logit_rows};
 pub use plan::{
     Asked, DEFAULT_PARALLEL, DEFAULT_ROWS, DRAFT_ROWS, DoesNotFit, Plan, plan, plan_draft,
 };

@@ -27,7 +27,7 @@ pub struct Needs {
     pub compute: u64,
     /// The rest of the compute buffer: room for logits of all rows of a step. It takes addresses and no memory, as long as no step
     /// asks for so many, so [`Needs::total`] leaves it out. (Measured with 512 rows beside 128, by `RssAnon` after long prompts and
-    /// four streams: 4 MiB more for SmolLM2-135M and 3 for Qwen 2.5 1.5B, whose buffers are 72 and 223 MiB larger.)
+    /// four streams: 4 MiB more for SmolLM2-135M and 3 for Qwen 2.5 1.5B, whose logits alone would be 72 and 223 MiB more.)
     pub reserved: u64,
     /// llama.cpp's output buffer: a row of logits for each sequence.
     pub output: u64,
@@ -50,6 +50,9 @@ pub fn logit_rows(vocabulary: u32) -> u32 {
     let rows = LOGITS / (4 * u64::from(vocabulary.max(1)));
     u32::try_from(rows.clamp(8, 32)).unwrap_or(8)
 }
+
+/// Rows of a step that may ask for logits because somebody wants to know how likely a prompt was.
+pub const SCORED_ROWS: u32 = 16;
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +124,11 @@ impl Facts {
             0
         };
         let arena = rows.saturating_mul(row_bytes(self.reserved_numbers));
-        let asking = drafted.max(sequences).min(rows);
+        // Drafts or one scored prompt, and one row of each other sequence.
+        let asking = drafted.max(u64::from(SCORED_ROWS)) + sequences - 1;
         let compute = rows
             .saturating_mul(row_bytes(self.row_numbers))
-            .saturating_add(self.vocabulary.saturating_mul(4 * asking))
+            .saturating_add(self.vocabulary.saturating_mul(4 * asking.min(rows)))
             .min(arena);
         Needs {
             weights: weights.read,

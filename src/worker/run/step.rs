@@ -70,12 +70,13 @@ impl Engine<'_> {
             }
             Turn::Answers => (0, 0),
         };
-        let chunks = share_rows(&prompts, first, budget, room);
+        let mut chunks = share_rows(&prompts, first, budget, room);
+        let scored = self.keep_one_scored(&mut chunks, first);
         let prefill = chunks.iter().sum();
-        let drafts = if turn == Turn::Prompts {
-            Vec::new()
-        } else {
-            self.drafts(prefill)
+        let drafts = match turn {
+            Turn::Prompts => Vec::new(),
+            Turn::Both if scored => vec![0; self.running.len()],
+            Turn::Both | Turn::Answers => self.drafts(prefill),
         };
         let mut shares = vec![Share::default(); self.running.len()];
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -109,6 +110,20 @@ impl Engine<'_> {
         true
     }
 
+    /// Takes from all prompts but one whose likelihood is wanted what they were given, and returns whether there is such a one: each of their
+    /// rows asks for logits, for which memory is planned once.
+    fn keep_one_scored(&self, chunks: &mut [u32], first: usize) -> bool {
+        let scored = |index: usize| self.running.get(index).is_some_and(Sequence::scores_prompt);
+        let served = (0..chunks.len()).filter(|index| chunks[*index] > 0 && scored(*index));
+        let kept = served.min_by_key(|index| (*index != first, *index));
+        for (index, chunk) in chunks.iter_mut().enumerate() {
+            if Some(index) != kept && scored(index) {
+                *chunk = 0;
+            }
+        }
+        kept.is_some()
+    }
+
     /// What is left of each running sequence's prompt.
     fn prompts(&self) -> Vec<Waiting> {
         let waiting = |one: &Sequence| !one.is_done() && !one.is_decoding();
@@ -133,10 +148,10 @@ impl Engine<'_> {
         first.map_or(0, |(index, _)| index)
     }
 
-    /// How many tokens each running sequence drafts.
+    /// How many tokens each running sequence drafts: none before it is known what a step without drafts takes.
     fn drafts(&mut self, prefill: u32) -> Vec<usize> {
         let mut lengths = vec![0; self.running.len()];
-        if self.sizes.draft_rows == 0 {
+        if self.sizes.draft_rows == 0 || !self.pace.knows_answers() {
             return lengths;
         }
         let (context, pool) = (self.sizes.context_per_sequence, &self.pool);
