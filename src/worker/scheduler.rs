@@ -226,9 +226,10 @@ const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
 /// While prompts wait, answers take at most this part of the time that prompts take, or what is hardly noticed, as far as
 /// [`PROMPTS_IN_A_ROW`] allows.
-const ANSWERS_PART: f64 = 0.075;
+const ANSWERS_PART: f64 = 0.09;
 const NOTICEABLE_MS: f64 = 5.0;
-/// Prompts have at most so many of their longest steps for one of answers, and so many shorter ones.
+/// Prompts have at least so many times the length of a step for one of answers, at most so many of their longest steps, and so many shorter ones.
+const LEAST_BETWEEN: f64 = 2.0;
 const LONGEST_IN_A_ROW: f64 = 2.0;
 const PROMPTS_IN_A_ROW: u32 = 4;
 /// How many times larger than all before it a chunk may be.
@@ -317,10 +318,12 @@ impl Pace {
         }
         let takes_ms = |rows: u32| f64::from(rows) * self.row_ms.unwrap_or(0.0);
         let most_ms = ALONE * self.step_ms;
-        let needed_ms = (self.base_ms / ANSWERS_PART).min(LONGEST_IN_A_ROW * most_ms);
+        let needed_ms = self.base_ms / ANSWERS_PART;
         if needed_ms <= takes_ms(self.prefill_rows(decoding, most)) {
             return None;
         }
+        // Once they alternate, steps are long enough for many tiles.
+        let needed_ms = needed_ms.clamp(LEAST_BETWEEN * self.step_ms, LONGEST_IN_A_ROW * most_ms);
         let longest_ms = takes_ms(self.prompt_rows(first, most));
         let longer = 1.0 + 1.0 / f64::from(LONGER);
         let enough = |steps: &u32| needed_ms <= f64::from(*steps) * longest_ms * longer;
@@ -584,12 +587,12 @@ mod tests {
         };
         let of = |answers_ms, waiting| within(512, answers_ms, waiting);
         let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1000));
-        let few = [(0, 0), (1, 96), (1, 192), (1, 192), (2, 128)];
+        let few = [(0, 0), (1, 128), (1, 128), (1, 192), (2, 128)];
         assert_eq!(turns[..5], few);
         assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
         let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1000));
-        assert_eq!(small, [(1, 128), (2, 128), (3, 128), (3, 128)]);
-        assert_eq!(of(44.0, 20), (1, 192), "also for a short prompt");
+        assert_eq!(small, [(1, 128), (2, 96), (2, 128), (3, 128)]);
+        assert_eq!(of(44.0, 20), (1, 128), "also for a short prompt");
         assert_eq!(of(44.0, 8), (0, 0), "a few rows");
         let mut fast = Pace::new(300);
         fast.observe(7, 0, 4.0);
