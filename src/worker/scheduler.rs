@@ -325,10 +325,9 @@ impl Pace {
         // Once they alternate, steps are long enough for many tiles.
         let needed_ms = needed_ms.clamp(LEAST_BETWEEN * self.step_ms, LONGEST_IN_A_ROW * most_ms);
         let longest_ms = takes_ms(self.prompt_rows(first, most));
-        let longer = 1.0 + 1.0 / f64::from(LONGER);
-        let enough = |steps: &u32| needed_ms <= f64::from(*steps) * longest_ms * longer;
+        let about = |steps: &u32| needed_ms <= (f64::from(*steps) + 0.5) * longest_ms;
         let steps = (1..PROMPTS_IN_A_ROW)
-            .find(enough)
+            .find(about)
             .unwrap_or(PROMPTS_IN_A_ROW);
         let step_ms = (needed_ms / f64::from(steps)).min(most_ms);
         Some(Between {
@@ -587,11 +586,11 @@ mod tests {
         };
         let of = |answers_ms, waiting| within(512, answers_ms, waiting);
         let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1000));
-        let few = [(0, 0), (1, 128), (1, 128), (1, 192), (2, 128)];
+        let few = [(0, 0), (1, 128), (1, 128), (1, 192), (1, 192)];
         assert_eq!(turns[..5], few);
         assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
         let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1000));
-        assert_eq!(small, [(1, 128), (2, 96), (2, 128), (3, 128)]);
+        assert_eq!(small, [(1, 128), (1, 128), (2, 128), (3, 128)]);
         assert_eq!(of(44.0, 20), (1, 128), "also for a short prompt");
         assert_eq!(of(44.0, 8), (0, 0), "a few rows");
         let mut fast = Pace::new(300);
