@@ -6,7 +6,7 @@ use pocket_llm::engine::{
     CacheScope, EngineHandle, Event, FinishReason, Format, Request, Sampling, Speculate,
     WorkerConfig,
 };
-use pocket_llm::worker::decoder::{Row, SeqId};
+use pocket_llm::worker::decoder::Row;
 use std::sync::Arc;
 use std::time::Duration;
 
