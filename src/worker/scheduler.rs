@@ -224,11 +224,11 @@ const TILE: u32 = 64;
 /// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
-/// While prompts wait, answers take at most this part of the time that prompts take, or what is hardly noticed, as far as
-/// [`PROMPTS_IN_A_ROW`] allows.
+/// While prompts wait, answers aim at this part of the time that prompts take, or what is hardly noticed, within the limits below.
 const ANSWERS_PART: f64 = 0.09;
 const NOTICEABLE_MS: f64 = 5.0;
-/// Prompts have at least so many times the length of a step for one of answers, at most so many of their longest steps, and so many shorter ones.
+/// Between two steps of answers prompts have at least so many times `step_ms`, about so many of their longest steps at most, and no more
+/// steps than [`PROMPTS_IN_A_ROW`].
 const LEAST_BETWEEN: f64 = 2.0;
 const LONGEST_IN_A_ROW: f64 = 2.0;
 const PROMPTS_IN_A_ROW: u32 = 4;
@@ -309,7 +309,7 @@ impl Pace {
     }
 
     /// What prompts have to themselves for each step of `decoding` answers; `None` where they share steps. `waiting` rows of prompts are
-    /// left, `first` of them of the prompt that comes first. It is as little as keeps answers to their part of the time.
+    /// left, `first` of them of the prompt that comes first. It is about as little as keeps answers to their part of the time, and within limits.
     ///
     /// A few rows go into the pass of the answers, or take hardly more in one of their own.
     pub fn between(&self, decoding: u32, waiting: u32, first: u32, most: u32) -> Option<Between> {
