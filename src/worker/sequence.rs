@@ -315,7 +315,7 @@ impl Sequence {
     }
 
     /// An end token always ends an answer that has a form: it comes only where the form is complete.
-    fn passes_over_ends(&self) -> bool {
+    pub fn passes_over_ends(&self) -> bool {
         self.arrival.ignore_eos && self.arrival.constraint.is_none()
     }
 

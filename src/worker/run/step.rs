@@ -301,6 +301,8 @@ impl Engine<'_> {
         }
         let sequence = &mut self.running[index];
         if self.sizes.draft_rows > 0 && !said.is_empty() {
+            let vocab = &*self.vocab;
+            let passes_over_ends = sequence.passes_over_ends();
             let (arrival, context) = (&sequence.arrival, self.sizes.context_per_sequence);
             let drafter = sequence.drafter.get_or_insert_with(|| {
                 let longest = arrival.prompt.len() + arrival.max_tokens as usize;
@@ -308,6 +310,7 @@ impl Engine<'_> {
                     &arrival.client,
                     &arrival.prompt,
                     longest.min(context as usize),
+                    |token| !passes_over_ends && vocab.is_end(token),
                 )
             });
             drafter.said(said, &mut self.pool);

@@ -144,6 +144,8 @@ impl Guess {
 pub struct Drafter {
     client: String,
     text: Corpus,
+    /// Those tokens of the prompt that end an answer: what follows them there is never said.
+    ends: Vec<Token>,
     odds: BySource,
     guess: Option<Guess>,
     /// What a smaller model would say next, and how sure it is.
@@ -151,15 +153,25 @@ pub struct Drafter {
 }
 
 impl Drafter {
-    /// A drafter for an answer to `prompt`, whose text may grow to `longest` tokens.
-    pub fn new(client: &str, prompt: &[Token], longest: usize) -> Self {
-        let mut text = Corpus::new(longest);
+    /// A drafter for an answer to `prompt`, whose text may grow to `longest` tokens. No draft goes as far as a token that `ends` an
+    /// answer: a chat prompt has one behind each message, and what is copied is most often a message's end.
+    pub fn new(
+        client: &str,
+        prompt: &[Token],
+        longest: usize,
+        ends: impl Fn(Token) -> bool,
+    ) -> Self {
+        let (mut text, mut there) = (Corpus::new(longest), Vec::new());
         for token in prompt {
             text.push(*token);
+            if !there.contains(token) && ends(*token) {
+                there.push(*token);
+            }
         }
         Self {
             client: client.to_owned(),
             text,
+            ends: there,
             odds: BySource::default(),
             guess: None,
             offered: Vec::new(),
@@ -260,6 +272,8 @@ impl Drafter {
         if let Some(corpus) = corpus {
             corpus.continuation(found.at, most, &mut tokens);
         }
+        let end = tokens.iter().position(|token| self.ends.contains(token));
+        tokens.truncate(end.unwrap_or(tokens.len()));
         let guess = Guess {
             source,
             found,
@@ -491,7 +505,7 @@ mod tests {
     fn a_copy_is_drafted_further_and_further() {
         let mut pool = Pool::new(false);
         let prompt = tokens("the quick brown fox jumps over the lazy dog. Again: the quick");
-        let mut drafter = Drafter::new("a", &prompt, 256);
+        let mut drafter = Drafter::new("a", &prompt, 256, |_| false);
         let chances = drafter.guess(&pool, 8);
         assert_eq!(text(&drafter.draft(8)), " brown f");
         assert!(chances.is_sorted_by(|more, less| more >= less));
@@ -502,10 +516,29 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_drafted_that_would_follow_the_end() {
+        let mut pool = Pool::new(false);
+        let ends = |token: Token| token == Token(b'$'.into());
+        let prompt = tokens("copy: one two three$ <answer> ");
+        let mut drafter = Drafter::new("a", &prompt, 256, ends);
+        drafter.said(&tokens("one"), &mut pool);
+        let chances = drafter.guess(&pool, MOST_DRAFTED);
+        assert_eq!(text(&drafter.draft(MOST_DRAFTED)), " two three");
+        assert_eq!(chances.len(), " two three".len());
+        drafter.said(&tokens(" two three"), &mut pool);
+        assert!(drafter.guess(&pool, MOST_DRAFTED).is_empty());
+        // Where nothing ends an answer the text may go on as it did.
+        let mut endless = Drafter::new("a", &prompt, 256, |_| false);
+        endless.said(&tokens("one two three"), &mut pool);
+        endless.guess(&pool, MOST_DRAFTED);
+        assert_eq!(text(&endless.draft(4)), "$ <a");
+    }
+
+    #[test]
     fn guesses_that_fail_are_not_decoded_and_come_back_when_they_are_right() {
         let mut pool = Pool::new(false);
         let costs = costs(1.0);
-        let mut drafter = Drafter::new("a", &tokens("abcdefgh"), 4096);
+        let mut drafter = Drafter::new("a", &tokens("abcdefgh"), 4096, |_| false);
         let mut lengths = Vec::new();
         // What was said before comes again up to a point, and then something else, each time.
         for round in 0..60u32 {
@@ -529,7 +562,7 @@ mod tests {
         let said = tokens("Q: how?\nA: like this, of course.");
         let answer = "Q: how?\nA: ".len();
         pool.learn("a", &said, answer);
-        let mut drafter = Drafter::new("b", &said[..answer], 256);
+        let mut drafter = Drafter::new("b", &said[..answer], 256, |_| false);
         drafter.guess(&pool, 5);
         assert_eq!(text(&drafter.draft(5)), "like ");
     }
@@ -540,9 +573,9 @@ mod tests {
         let said = tokens("Q: who?\nA: the secret name.");
         let answer = "Q: who?\nA: ".len();
         pool.learn("a", &said, answer);
-        let mut stranger = Drafter::new("b", &said[..answer], 256);
+        let mut stranger = Drafter::new("b", &said[..answer], 256, |_| false);
         assert!(stranger.guess(&pool, 5).is_empty());
-        let mut same = Drafter::new("a", &said[..answer], 256);
+        let mut same = Drafter::new("a", &said[..answer], 256, |_| false);
         assert!(!same.guess(&pool, 5).is_empty());
         for client in 0..100 {
             pool.learn(&client.to_string(), &said, answer);
@@ -679,7 +712,7 @@ mod tests {
     #[test]
     fn what_a_model_offers_is_drafted_and_compared() {
         let mut pool = Pool::new(false);
-        let mut drafter = Drafter::new("a", &tokens("abcabcabc"), 256);
+        let mut drafter = Drafter::new("a", &tokens("abcabcabc"), 256, |_| false);
         assert!(!drafter.guess(&pool, 4).is_empty());
         assert_eq!(text(&drafter.draft(4)), "abca");
         let before = drafter.usual_chance(&pool);
