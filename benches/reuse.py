@@ -3,7 +3,9 @@
 import asyncio
 import json
 import statistics
+from collections import defaultdict
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Callable
 
 import load
@@ -206,6 +208,7 @@ REWRITTEN = {
     return entry""",
 }
 ANIMALS = ["a cat who sails", "a dog who bakes", "a crow who counts", "a bear who paints", "a fox who sings"]
+PASSES = ["1", "2", "3", "4", "6", "8", "12", "16", "20", "24", "28", "32"]
 WITHOUT, GUESSING = "without", "guessing"
 NEW = "Write a long story about {}."
 # Prompts of each kind, and how many tokens are asked for at most.
@@ -228,7 +231,7 @@ PEER_GUESSES = {
 
 def drafts(bench) -> list[Row]:
     """Greedy answers, each asked for twice: as new work, and as work that was done before. Prompts are not cached in either."""
-    row = row_costs(bench)
+    passes = measured_passes(bench)
     with ExitStack() as stack:
         ways = {WITHOUT: bench.ours_ready("--speculate", "off"), GUESSING: bench.ours_ready(),
                 **{name: bench.llama_server_ready(*flags) for name, flags in PEER_GUESSES.items()}}
@@ -237,10 +240,10 @@ def drafts(bench) -> list[Row]:
             server.pause()
         found = asked_twice(ways, bench.repetitions)
         with ways[WITHOUT].turn() as server:
-            bounds = {kind: [gain_of_copies(tokens(server, f"{prompt}\n"), tokens(server, stream.text), row)
+            bounds = {kind: [gain_of_copies(tokens(server, f"{prompt}\n"), tokens(server, stream.text), passes)
                              for prompt, stream in zip(SETS[kind][0], found[f"{kind}, first"][WITHOUT])] for kind in SETS}
     rows = [Row("a row of a pass of 32 costs this part of a pass of one; drafts can't gain more than its inverse",
-                f"{row:.3f}, inverse {1 / row:.2f}")]
+                f"{passes.row:.3f}, inverse {1 / passes.row:.2f}")]
     for kind, of_ways in found.items():
         ours, plain = rates(of_ways[GUESSING]), rates(of_ways[WITHOUT])
         gains = [guessed / without for guessed, without in zip(ours, plain)]
@@ -253,7 +256,7 @@ def drafts(bench) -> list[Row]:
         if new and not again:
             rows.append(Row("– against no guessing", f"{gain:.3f}", bar="≥ 0.97", met=gain >= 0.97))
             continue
-        bound = [1 / row] * len(gains) if again else bounds[kind.removesuffix(", first")]
+        bound = [1 / passes.row] * len(gains) if again else bounds[kind.removesuffix(", first")]
         part = statistics.median(gain / most for gain, most in zip(gains, bound))
         what = "any draft" if again else "the best copies of its own text"
         rows.append(Row(f"– part of what {what} could gain ({spread(bound)} times)", f"{part:.2f}", bar="≥ 0.8", met=part >= 0.8))
@@ -281,17 +284,35 @@ def tokens(server: Server, text: str) -> list[int]:
     return json.loads(server.post("/tokenize", {"content": text}))["tokens"]
 
 
-def gain_of_copies(prompt: list[int], answer: list[int], row: float) -> float:
-    """How many times faster an answer could be if whatever of it stands in the text before, behind the token said last, was drafted, and
-    nothing else: a drafter that knows the answer can do no more. `row` is the part of a pass that a row of a pass of 32 costs."""
-    text, at = prompt + answer, len(prompt)
-    another = (32 * row - 1) / 31
-    time = 0.0
-    while at < len(text):
-        drafted = max((matching(text, before + 1, at) for before in range(at - 1) if text[before] == text[at - 1]), default=0)
-        time += 1 + another * drafted
-        at += 1 + drafted
-    return len(answer) / time
+@dataclass
+class Passes:
+    """What passes take, as multiples of a pass of one row."""
+    costs: dict[int, float]
+
+    def cost(self, rows: int) -> float:
+        """Of as many rows, from those that were measured."""
+        known = sorted(self.costs)
+        below, above = max(n for n in known if n <= rows), min(n for n in known if n >= rows)
+        if below == above:
+            return self.costs[below]
+        return self.costs[below] + (self.costs[above] - self.costs[below]) * (rows - below) / (above - below)
+
+    @property
+    def row(self) -> float:
+        """A row of the largest one."""
+        most = max(self.costs)
+        return self.costs[most] / most
+
+
+def gain_of_copies(prompt: list[int], answer: list[int], passes: Passes) -> float:
+    """How many times faster an answer could be at most by drafts of what stands in the text before, behind the token said last: by those that
+    make it fastest, chosen by one who knows the answer. The first token comes with the prompt."""
+    text, begin = prompt + answer, len(prompt) + 1
+    left = [0.0] * (len(text) + 1)
+    for at in range(len(text) - 1, begin - 1, -1):
+        there = max((matching(text, before + 1, at) for before in range(at - 1) if text[before] == text[at - 1]), default=0)
+        left[at] = min(passes.cost(1 + drafted) + left[min(at + 1 + drafted, len(text))] for drafted in range(there + 1))
+    return (len(text) - begin) / left[begin] if begin < len(text) else 1.0
 
 
 def matching(text: list[int], earlier: int, at: int) -> int:
@@ -307,12 +328,16 @@ def greedy(prompt: str, n_tokens: int) -> Call:
         "stream_options": {"include_usage": True}}, "text/event-stream")
 
 
-def row_costs(bench) -> float:
-    """From the engine alone: the time of a row in a step of 32 sequences, over that of a step of one."""
-    output = bench.llama_tool("llama-batched-bench", "-npp", "64", "-ntg", "32", "-npl", "1,32", "-c", "8192",
+def measured_passes(bench) -> Passes:
+    """From the engine alone, with a sequence for each row; the best of two, since a slow moment counts as cheap drafts."""
+    output = bench.llama_tool("llama-batched-bench", "-npp", "16", "-ntg", "16", "-npl", ",".join(2 * PASSES), "-c", "8192",
                               "--output-format", "jsonl")
-    one, many = (json.loads(line)["t_tg"] / 32 for line in output.splitlines() if line.startswith("{"))
-    return many / 32 / one
+    times = defaultdict(list)
+    for line in output.splitlines():
+        if line.startswith("{"):
+            measured = json.loads(line)
+            times[measured["pl"]].append(measured["t_tg"])
+    return Passes({rows: min(of_rows) / min(times[1]) for rows, of_rows in times.items()})
 
 
 def growth(bench) -> list[Row]:

@@ -113,18 +113,32 @@ class ReadingServers(unittest.TestCase):
 
 
 class Copies(unittest.TestCase):
+    passes = reuse.Passes({1: 1.0, 32: 16.0})
+
     def test_what_begins_alike_is_needed_once(self):
         self.assertEqual(reuse.least_tokens([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3]]), 2 + 1 + 2 + 1)
         self.assertEqual(reuse.least_tokens([[1, 2], [1, 2]]), 2)
 
     def test_what_was_not_said_before_gains_nothing(self):
-        self.assertEqual(reuse.gain_of_copies([1, 2, 3], [4, 5, 6], 0.5), 1.0)
+        self.assertEqual(reuse.gain_of_copies([1, 2, 3], [4, 5, 6], self.passes), 1.0)
+        self.assertEqual(reuse.gain_of_copies([1, 2, 3], [], self.passes), 1.0)
 
     def test_a_copy_is_one_pass_behind_its_first_token(self):
-        row = 0.5  # so 31 rows more cost 15 passes
         copy = [1, *range(10, 20)]
-        # A pass for the first token, then one that has the other ten as drafts.
-        self.assertAlmostEqual(reuse.gain_of_copies([*copy, 2], copy, row), 11 / (1 + 1 + 10 * 15 / 31), places=6)
+        # The first token comes with the prompt; one pass has the other ten, nine of them as drafts.
+        self.assertAlmostEqual(reuse.gain_of_copies([*copy, 2], copy, self.passes), 10 / (1 + 9 * 15 / 31), places=6)
+
+    def test_what_does_not_pay_is_not_drafted(self):
+        dear = reuse.Passes({1: 1.0, 2: 2.5, 32: 100.0})
+        copy = [1, *range(10, 20)]
+        self.assertEqual(reuse.gain_of_copies([*copy, 2], copy, dear), 1.0)
+        # Two passes of two rows, or three and one: four are dear.
+        steep = reuse.Passes({1: 1.0, 3: 1.5, 4: 9.0, 32: 100.0})
+        self.assertAlmostEqual(reuse.gain_of_copies([1, 2, 3, 4, 5, 9], [1, 2, 3, 4, 5], steep), 4 / 2.5, places=6)
+
+    def test_costs_lie_between_those_that_were_measured(self):
+        self.assertAlmostEqual(reuse.Passes({1: 1.0, 4: 2.5, 32: 9.0}).cost(2), 1.5)
+        self.assertAlmostEqual(reuse.Passes({1: 1.0, 4: 2.5, 32: 8.0}).row, 0.25)
 
     def test_a_match_ends_where_the_text_differs_or_begins(self):
         self.assertEqual(reuse.matching([1, 2, 3, 9, 1, 2, 4], 0, 4), 2)

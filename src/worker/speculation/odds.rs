@@ -13,10 +13,12 @@ const PRIOR: [f32; ALL + 1] = [
     0.25, 0.4, 0.55, 0.7, 0.85, 0.95, // by confidence
     0.8,  // of all confidences
 ];
-/// As many drafted tokens the first belief counts for, and all sequences' experience for one sequence.
-const WEIGHT: f32 = 6.0;
+/// As many drafted tokens the first belief counts for: copies come true one after the other, so a single one says little.
+const WEIGHT: f32 = 20.0;
+/// As many the experience of all sequences counts for in one of them.
+const OTHERS: f32 = 12.0;
 /// Older experience counts less: by this factor with each new one.
-const MEMORY: f32 = 0.97;
+const MEMORY: f32 = 0.98;
 /// By this factor with each step in which nothing was tried.
 const FADING: f32 = 0.999;
 
@@ -78,22 +80,22 @@ impl Odds {
     /// The chance of a guessed token.
     pub fn chance(&self, evidence: Evidence) -> f32 {
         let class = evidence.class();
-        self.mixed(class, PRIOR[class])
+        self.mixed(class, PRIOR[class], WEIGHT)
     }
 
     /// The same in the light of what others saw, for a sequence that has seen little itself.
     pub fn chance_among(&self, others: &Self, evidence: Evidence) -> f32 {
-        self.mixed(evidence.class(), others.chance(evidence))
+        self.mixed(evidence.class(), others.chance(evidence), OTHERS)
     }
 
     /// The chance of a draft model's next token, before it is known.
     pub fn usual_among(&self, others: &Self) -> f32 {
-        self.mixed(ALL, others.mixed(ALL, PRIOR[ALL]))
+        self.mixed(ALL, others.mixed(ALL, PRIOR[ALL], WEIGHT), OTHERS)
     }
 
-    fn mixed(&self, class: usize, belief: f32) -> f32 {
+    fn mixed(&self, class: usize, belief: f32, weight: f32) -> f32 {
         let seen = self.seen[class];
-        (seen.came_true + WEIGHT * belief) / (seen.drafted + WEIGHT)
+        (seen.came_true + weight * belief) / (seen.drafted + weight)
     }
 }
 
@@ -113,12 +115,12 @@ mod tests {
             odds.learn(Evidence::Match(3), true);
         }
         assert!(
-            odds.chance(Evidence::Match(60)) < 0.2,
+            odds.chance(Evidence::Match(60)) < 0.4,
             "{}",
             odds.chance(Evidence::Match(60))
         );
         assert!(
-            odds.chance(Evidence::Match(3)) > 0.8,
+            odds.chance(Evidence::Match(3)) > 0.75,
             "{}",
             odds.chance(Evidence::Match(3))
         );
@@ -140,6 +142,10 @@ mod tests {
             others.learn(Evidence::Match(20), false);
         }
         let mut own = Odds::default();
+        assert!(own.chance_among(&others, Evidence::Match(20)) < 0.4);
+        for _ in 0..20 {
+            own.learn(Evidence::Match(20), false);
+        }
         assert!(own.chance_among(&others, Evidence::Match(20)) < 0.2);
         for _ in 0..100 {
             own.learn(Evidence::Match(20), true);
@@ -156,7 +162,7 @@ mod tests {
             all.learn(sure, false);
             all.learn(unsure, true);
         }
-        assert!(all.chance(sure) < 0.2 && all.chance(unsure) > 0.8);
+        assert!(all.chance(sure) < 0.4 && all.chance(unsure) > 0.7);
         let usual = own.usual_among(&all);
         assert!((0.4..0.6).contains(&usual), "half of all: {usual}");
         // Not a number is no confidence.
