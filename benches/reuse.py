@@ -209,7 +209,9 @@ REWRITTEN = {
 }
 ANIMALS = ["a cat who sails", "a dog who bakes", "a crow who counts", "a bear who paints", "a fox who sings"]
 PASSES = ["1", "2", "3", "4", "6", "8", "12", "16", "20", "24", "28", "32"]
+BETWEEN = -1  # stands between two texts, and is no token
 WITHOUT, GUESSING = "without", "guessing"
+FIRST, AGAIN = "first", "again"
 NEW = "Write a long story about {}."
 # Prompts of each kind, and how many tokens are asked for at most.
 SETS = {
@@ -227,61 +229,6 @@ PEER_GUESSES = {
     "ngram-map-k": ["--spec-type", "ngram-map-k"],
     "ngram-map-k4v": ["--spec-type", "ngram-map-k4v"],
 }
-
-
-def drafts(bench) -> list[Row]:
-    """Greedy answers, each asked for twice: as new work, and as work that was done before. Prompts are not cached in either."""
-    passes = measured_passes(bench)
-    with ExitStack() as stack:
-        ways = {WITHOUT: bench.ours_ready("--speculate", "off"), GUESSING: bench.ours_ready(),
-                **{name: bench.llama_server_ready(*flags) for name, flags in PEER_GUESSES.items()}}
-        ways = {name: stack.enter_context(way) for name, way in ways.items()}
-        for server in ways.values():
-            server.pause()
-        found = asked_twice(ways, bench.repetitions)
-        with ways[WITHOUT].turn() as server:
-            bounds = {kind: [gain_of_copies(tokens(server, f"{prompt}\n"), tokens(server, stream.text), passes)
-                             for prompt, stream in zip(SETS[kind][0], found[f"{kind}, first"][WITHOUT])] for kind in SETS}
-    rows = [Row("a row of a pass of 32 costs this part of a pass of one; drafts can't gain more than its inverse",
-                f"{passes.row:.3f}, inverse {1 / passes.row:.2f}")]
-    for kind, of_ways in found.items():
-        ours, plain = rates(of_ways[GUESSING]), rates(of_ways[WITHOUT])
-        gains = [guessed / without for guessed, without in zip(ours, plain)]
-        gain = statistics.median(gains)
-        # The fastest of llama-server's ways, by the median of the pairs.
-        name = max(PEER_GUESSES, key=lambda name: statistics.median(a / b for a, b in zip(rates(of_ways[name]), plain)))
-        new, again = kind.startswith("new"), kind.endswith("again")
-        rows.append(paired_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", ours, rates(of_ways[name]),
-                               None if new and not again else 1.1, name))
-        if new and not again:
-            rows.append(Row("– against no guessing", f"{gain:.3f}", bar="≥ 0.97", met=gain >= 0.97))
-            continue
-        bound = [1 / passes.row] * len(gains) if again else bounds[kind.removesuffix(", first")]
-        part = statistics.median(gain / most for gain, most in zip(gains, bound))
-        what = "any draft" if again else "the best copies of its own text"
-        rows.append(Row(f"– part of what {what} could gain ({spread(bound)} times)", f"{part:.2f}", bar="≥ 0.8", met=part >= 0.8))
-    return rows
-
-
-def asked_twice(ways: dict[str, Server], most: int) -> dict[str, dict[str, list[Stream]]]:
-    """For each kind, the streams of each way. The ways have turns with each prompt."""
-    found: dict[str, dict[str, list[Stream]]] = {}
-    for kind, (prompts, n_tokens) in SETS.items():
-        for time in ("first", "again"):
-            of_ways = found[f"{kind}, {time}"] = {name: [] for name in ways}
-            for prompt in prompts[:most]:
-                for name, server in ways.items():
-                    with server.turn():
-                        of_ways[name].append(require(one_stream(server, greedy(prompt, n_tokens))))
-    return found
-
-
-def rates(streams: list[Stream]) -> list[float]:
-    return [stream.rate_from_first or 0.0 for stream in streams]
-
-
-def tokens(server: Server, text: str) -> list[int]:
-    return json.loads(server.post("/tokenize", {"content": text}))["tokens"]
 
 
 @dataclass
@@ -302,6 +249,74 @@ class Passes:
         """A row of the largest one."""
         most = max(self.costs)
         return self.costs[most] / most
+
+
+def drafts(bench) -> list[Row]:
+    """Greedy answers, each asked for twice: as new work, and as work that was done before. Prompts are not cached in either."""
+    passes = measured_passes(bench)
+    with ExitStack() as stack:
+        ways = {WITHOUT: bench.ours_ready("--speculate", "off"), GUESSING: bench.ours_ready(),
+                **{name: bench.llama_server_ready(*flags) for name, flags in PEER_GUESSES.items()}}
+        ways = {name: stack.enter_context(way) for name, way in ways.items()}
+        for server in ways.values():
+            server.pause()
+        found = asked_twice(ways, bench.repetitions)
+        with ways[WITHOUT].turn() as server:
+            bounds = {kind: bounds_of(kind, found, passes, lambda text: tokens(server, text)) for kind in found}
+    rows = [Row("a row of a pass of 32 costs this part of a pass of one; drafts can't gain more than its inverse",
+                f"{passes.row:.3f}, inverse {1 / passes.row:.2f}")]
+    for kind, of_ways in found.items():
+        ours, plain = rates(of_ways[GUESSING]), rates(of_ways[WITHOUT])
+        gains = [guessed / without for guessed, without in zip(ours, plain)]
+        gain = statistics.median(gains)
+        # The fastest of llama-server's ways, by the median of the pairs.
+        name = max(PEER_GUESSES, key=lambda name: statistics.median(a / b for a, b in zip(rates(of_ways[name]), plain)))
+        new, again = kind.startswith("new"), kind.endswith(AGAIN)
+        rows.append(paired_row(f"{kind}, tokens/s; {gain:.2f} times as fast as without guessing", ours, rates(of_ways[name]),
+                               None if new and not again else 1.1, name))
+        if new and not again:
+            rows.append(Row("– against no guessing", f"{gain:.3f}", bar="≥ 0.97", met=gain >= 0.97))
+            continue
+        part = statistics.median(gain / most for gain, most in zip(gains, bounds[kind]))
+        what = "earlier answers and its own text" if again else "its own text"
+        rows.append(Row(f"– part of what the best copies of {what} could gain ({spread(bounds[kind])} times)", f"{part:.2f}", bar="≥ 0.8",
+                        met=part >= 0.8))
+        if again:
+            first = found[kind.replace(AGAIN, FIRST)][GUESSING]
+            same = sum(one.text == other.text for one, other in zip(first, of_ways[GUESSING]))
+            rows.append(Row("– answers that were said again to the letter", f"{same} of {len(first)}"))
+    return rows
+
+
+def asked_twice(ways: dict[str, Server], most: int) -> dict[str, dict[str, list[Stream]]]:
+    """For each kind, the streams of each way. The ways have turns with each prompt."""
+    found: dict[str, dict[str, list[Stream]]] = {}
+    for kind, (prompts, n_tokens) in SETS.items():
+        for time in (FIRST, AGAIN):
+            of_ways = found[f"{kind}, {time}"] = {name: [] for name in ways}
+            for prompt in prompts[:most]:
+                for name, server in ways.items():
+                    with server.turn():
+                        of_ways[name].append(require(one_stream(server, greedy(prompt, n_tokens))))
+    return found
+
+
+def bounds_of(kind: str, found: dict[str, dict[str, list[Stream]]], passes: Passes, tokenise: Callable[[str], list[int]]) -> list[float]:
+    """What copies could gain at best for each answer; of one that was asked for again, copies of the answer before too."""
+    work, _, time = kind.rpartition(", ")
+    bounds = []
+    for number, (prompt, stream) in enumerate(zip(SETS[work][0], found[kind][GUESSING])):
+        before = [*tokenise(found[f"{work}, {FIRST}"][GUESSING][number].text), BETWEEN] if time == AGAIN else []
+        bounds.append(gain_of_copies([*before, *tokenise(f"{prompt}\n")], tokenise(stream.text), passes))
+    return bounds
+
+
+def rates(streams: list[Stream]) -> list[float]:
+    return [stream.rate_from_first or 0.0 for stream in streams]
+
+
+def tokens(server: Server, text: str) -> list[int]:
+    return json.loads(server.post("/tokenize", {"content": text}))["tokens"]
 
 
 def gain_of_copies(prompt: list[int], answer: list[int], passes: Passes) -> float:

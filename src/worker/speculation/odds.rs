@@ -13,12 +13,15 @@ const PRIOR: [f32; ALL + 1] = [
     0.25, 0.4, 0.55, 0.7, 0.85, 0.95, // by confidence
     0.8,  // of all confidences
 ];
-/// As many drafted tokens the first belief counts for: copies come true one after the other, so a single one says little.
-const WEIGHT: f32 = 20.0;
+/// As many drafted tokens the first belief counts for: tokens of one copy come true one after the other, so that one copy says little about
+/// the next.
+const WEIGHT: f32 = 14.0;
 /// As many the experience of all sequences counts for in one of them.
-const OTHERS: f32 = 12.0;
+const OTHERS: f32 = 10.0;
+/// Both, for what a smaller model guesses: each of its tokens is a guess of its own.
+const OF_MODEL: f32 = 6.0;
 /// Older experience counts less: by this factor with each new one.
-const MEMORY: f32 = 0.98;
+const MEMORY: f32 = 0.985;
 /// By this factor with each step in which nothing was tried.
 const FADING: f32 = 0.999;
 
@@ -32,6 +35,14 @@ pub enum Evidence {
 }
 
 impl Evidence {
+    /// The weight of a belief in a match, or of one in a smaller model.
+    fn or_of_model(self, of_match: f32) -> f32 {
+        match self {
+            Self::Match(_) => of_match,
+            Self::Confidence(_) => OF_MODEL,
+        }
+    }
+
     fn class(self) -> usize {
         match self {
             Self::Match(length) => LENGTHS.iter().position(|most| length <= *most).unwrap_or(0),
@@ -80,17 +91,19 @@ impl Odds {
     /// The chance of a guessed token.
     pub fn chance(&self, evidence: Evidence) -> f32 {
         let class = evidence.class();
-        self.mixed(class, PRIOR[class], WEIGHT)
+        self.mixed(class, PRIOR[class], evidence.or_of_model(WEIGHT))
     }
 
     /// The same in the light of what others saw, for a sequence that has seen little itself.
     pub fn chance_among(&self, others: &Self, evidence: Evidence) -> f32 {
-        self.mixed(evidence.class(), others.chance(evidence), OTHERS)
+        let weight = evidence.or_of_model(OTHERS);
+        self.mixed(evidence.class(), others.chance(evidence), weight)
     }
 
     /// The chance of a draft model's next token, before it is known.
     pub fn usual_among(&self, others: &Self) -> f32 {
-        self.mixed(ALL, others.mixed(ALL, PRIOR[ALL], WEIGHT), OTHERS)
+        let belief = others.mixed(ALL, PRIOR[ALL], OF_MODEL);
+        self.mixed(ALL, belief, OF_MODEL)
     }
 
     fn mixed(&self, class: usize, belief: f32, weight: f32) -> f32 {
@@ -168,7 +181,7 @@ mod tests {
         // Not a number is no confidence.
         all.learn(Evidence::Confidence(f32::NAN), false);
         assert!(all.chance(Evidence::Match(20)) > 0.9, "matches are apart");
-        for _ in 0..5000 {
+        for _ in 0..10_000 {
             all.fade();
         }
         assert!(all.chance(sure) > 0.9, "as if nothing had been seen");
