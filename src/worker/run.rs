@@ -39,7 +39,14 @@ pub struct Report {
     pub events: Vec<(RequestId, Event)>,
     /// The loop's numbers.
     pub stats: WorkerStats,
+    /// How long it may be held back, so that nobody is woken by it while the next step's threads start; zero if no step follows.
+    pub hold: Duration,
 }
+
+/// Reports are held back for this long where a step follows: several times as long as that takes to start its threads.
+const HOLD: Duration = Duration::from_micros(500);
+/// And for no longer than this part of the step before.
+const HELD_PART: u32 = 16;
 
 /// Sizes that the loop works within.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +125,7 @@ pub fn run<'a>(
         engine.follow();
         // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
         let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled || engine.rested;
-        if news && !engine.tell(report) {
+        if news && !engine.tell(HOLD, report) {
             return;
         }
         let stepped = engine.step();
@@ -127,8 +134,9 @@ pub fn run<'a>(
         }
         engine.retire();
         let decode = engine.stats.decode_us - decode;
-        engine.stats.overhead_us += micros(turn.elapsed()).saturating_sub(decode);
-        if !engine.tell(report) {
+        let took = turn.elapsed();
+        engine.stats.overhead_us += micros(took).saturating_sub(decode);
+        if !engine.tell(HOLD.min(took / HELD_PART), report) {
             return;
         }
     }
@@ -322,8 +330,8 @@ impl Engine<'_> {
         true
     }
 
-    /// Reports what happened since the last time. `false` means that nobody listens.
-    fn tell(&mut self, report: &mut dyn FnMut(Report) -> bool) -> bool {
+    /// Reports what happened since the last time, to be held back so long if a step follows. `false` means that nobody listens.
+    fn tell(&mut self, hold: Duration, report: &mut dyn FnMut(Report) -> bool) -> bool {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
@@ -334,8 +342,13 @@ impl Engine<'_> {
         let heard = report(Report {
             events: std::mem::take(&mut self.events),
             stats: self.stats.clone(),
+            hold: if self.running.is_empty() {
+                Duration::ZERO
+            } else {
+                hold
+            },
         });
-        // Told with the next report: encoding and writing are overhead too.
+        // Told with the next report: handing it over is overhead too.
         self.stats.overhead_us += micros(began.elapsed());
         heard
     }
