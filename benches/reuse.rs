@@ -39,7 +39,7 @@ fn guesses(criterion: &mut Criterion) {
         }
         let prompt = text(99, 1500, vocabulary);
         let said = text(100, 4096, vocabulary);
-        let mut drafter = Drafter::new("a", &prompt, 8192, |_| false);
+        let mut drafter = Drafter::new("a", &prompt, 8192);
         let mut at = 0;
         group.bench_function(BenchmarkId::new("token", name), |bencher| {
             bencher.iter(|| {

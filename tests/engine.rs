@@ -858,6 +858,21 @@ fn looped(
     rest: Duration,
     enough: impl Fn(&[(RequestId, Event)], &WorkerStats) -> bool,
 ) -> Vec<(RequestId, Event)> {
+    let mut told = Vec::new();
+    loops(script, inbounds, rest, |report| {
+        told.extend(report.events);
+        !enough(&told, &report.stats)
+    });
+    told
+}
+
+/// Runs the loop with this, until `report` says that nobody listens.
+fn loops(
+    script: &Arc<Script>,
+    inbounds: Vec<Inbound>,
+    rest: Duration,
+    mut report: impl FnMut(Report) -> bool,
+) {
     let sizes = Sizes {
         sequences: 1,
         context_per_sequence: 1024,
@@ -874,15 +889,34 @@ fn looped(
     for inbound in inbounds {
         sender.try_send(inbound).ok().unwrap();
     }
-    let mut told = Vec::new();
     let mut decoder = ScriptedDecoder::new(script);
     let vocab = Arc::new(ByteVocab::new());
-    run(sizes, vocab, (&mut decoder, None), &inbox, &mut |report| {
-        let Report { events, stats } = report;
-        told.extend(events);
-        !enough(&told, &stats)
+    run(sizes, vocab, (&mut decoder, None), &inbox, &mut report);
+}
+
+#[test]
+fn reports_are_held_back_while_the_next_step_begins() {
+    let script = script();
+    script.take_time(Duration::from_millis(4));
+    let Inbound::Arrival(mut short) = stream(1) else {
+        unreachable!()
+    };
+    short.max_tokens = 3;
+    let asked = vec![Inbound::Arrival(short)];
+    let mut holds = Vec::new();
+    loops(&script, asked, Duration::MAX, |report| {
+        holds.push(report.hold);
+        !report.events.iter().any(|(_, event)| event.is_last())
     });
-    told
+    let [accepted, first, second, last] = holds[..] else {
+        panic!("{holds:?}")
+    };
+    assert!(accepted > Duration::from_millis(1), "nobody waits for it");
+    assert_eq!(first, Duration::ZERO, "everybody waits for it");
+    // A sixteenth of a step of 4 ms at least, or half a millisecond.
+    let held = Duration::from_micros(250)..=Duration::from_micros(500);
+    assert!(held.contains(&second), "{second:?}");
+    assert_eq!(last, Duration::ZERO, "no step follows");
 }
 
 fn ended(told: &[(RequestId, Event)]) -> usize {

@@ -40,7 +40,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -264,7 +264,7 @@ fn answer(
         let mut to = &*out;
         let spawned = thread::Builder::new()
             .name("teller".into())
-            .spawn_scoped(scope, move || tell_all(&mut to, live, reports));
+            .spawn_scoped(scope, move || tell_all(&mut to, live, &reports));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread to tell what happens");
             return;
@@ -279,18 +279,24 @@ fn answer(
     });
 }
 
-/// Sends reports until nobody listens or there are no more. Each is held back for as long as it may be.
+/// Sends reports until nobody listens or there are no more. Each is held back for as long as it may be, or until the next one comes.
 ///
-/// Without OpenMP llama.cpp starts threads for every graph, 0.1 to 0.2 ms after what the step before brought was reported. If it were
-/// written at once, the front would be on another core at that moment; the new thread would be put on the engine thread's own core, and stay there, each
-/// of them spinning for the other, until the kernel looks again: for up to 16 ms (Linux 6.18, two cores, seen in its scheduler's events). Single
-/// answers took three times as long by it.
-fn tell_all(out: &mut impl Write, live: &Live, reports: Receiver<(Instant, Report)>) {
-    for (reported, report) in reports {
-        thread::sleep(report.hold.saturating_sub(reported.elapsed()));
+/// Without OpenMP llama.cpp starts threads for every graph, 0.1 to 1 ms after what the step before brought was reported, and the kernel often
+/// puts the new thread on the engine thread's own core, above all while the front is on another one. Both spin for each other there until the
+/// kernel looks again, for up to 16 ms; but a core that becomes idle takes the waiting one over at once. So the front has its work when
+/// the threads are there (Linux 6.18, two cores, seen in its scheduler's events).
+fn tell_all(out: &mut impl Write, live: &Live, reports: &Receiver<(Instant, Report)>) {
+    let mut next = reports.recv().ok();
+    while let Some((reported, report)) = next {
+        let held = report.hold.saturating_sub(reported.elapsed());
+        let following = reports.recv_timeout(held);
         if !tell(out, live, report) {
-            break;
+            return;
         }
+        next = match following {
+            Err(RecvTimeoutError::Timeout) => reports.recv().ok(),
+            other => other.ok(),
+        };
     }
 }
 

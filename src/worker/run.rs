@@ -43,10 +43,12 @@ pub struct Report {
     pub hold: Duration,
 }
 
-/// Reports are held back for this long where a step follows: several times as long as that takes to start its threads.
+/// What answers say is held back for this long: several times as long as a step of answers takes to start its threads.
 const HOLD: Duration = Duration::from_micros(500);
 /// And for no longer than this part of the step before.
 const HELD_PART: u32 = 16;
+/// What nobody waits for is held back for this long: the first step of a prompt needs a millisecond before its threads start.
+const LONG_HOLD: Duration = Duration::from_millis(3);
 
 /// Sizes that the loop works within.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +112,7 @@ pub fn run<'a>(
             .map(|draft| draft::Model::new(draft, sizes.sequences, sizes.costs)),
         events: Vec::new(),
         rows: Vec::new(),
+        prefilled: false,
         stats: WorkerStats {
             kv_cells: sizes.context_per_sequence * sizes.sequences,
             ..WorkerStats::default()
@@ -125,7 +128,7 @@ pub fn run<'a>(
         engine.follow();
         // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
         let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled || engine.rested;
-        if news && !engine.tell(HOLD, report) {
+        if news && !engine.tell(LONG_HOLD, report) {
             return;
         }
         let stepped = engine.step();
@@ -136,7 +139,13 @@ pub fn run<'a>(
         let decode = engine.stats.decode_us - decode;
         let took = turn.elapsed();
         engine.stats.overhead_us += micros(took).saturating_sub(decode);
-        if !engine.tell(HOLD.min(took / HELD_PART), report) {
+        let hold = match (engine.events.is_empty(), engine.prefilled) {
+            (true, _) => LONG_HOLD,
+            // The first token of an answer.
+            (false, true) => Duration::ZERO,
+            (false, false) => HOLD.min(took / HELD_PART),
+        };
+        if !engine.tell(hold, report) {
             return;
         }
     }
@@ -166,6 +175,8 @@ struct Engine<'a> {
     model: Option<draft::Model<'a>>,
     events: Vec<(RequestId, Event)>,
     rows: Vec<Row>,
+    /// Whether the last step had rows of prompts.
+    prefilled: bool,
     stats: WorkerStats,
 }
 

@@ -1,6 +1,6 @@
 //! Tokens that are guessed: what is said is the same with them, in fewer steps.
 
-use crate::scripted::{Script, Told, read, request, until};
+use crate::scripted::{END, Script, Told, read, request, until};
 use crate::{engine_with, rows};
 use pocket_llm::engine::{
     CacheScope, EngineHandle, Event, FinishReason, Format, Request, Sampling, Speculate,
@@ -228,6 +228,28 @@ async fn an_answer_given_before_is_drafted_for_others() {
     }
     assert!(kept[1] <= kept[0], "{kept:?}");
     assert!(kept[2] > 40, "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_decoded_that_would_follow_an_end() {
+    let (script, engine) = guessing(1, |_| {}).await;
+    let text = "the old mill stood by the river";
+    let asked = |ignore_eos| Request {
+        ignore_eos,
+        max_tokens: Some(80),
+        ..request(&format!("say:{text}|"))
+    };
+    // Where ends are passed over, they are guessed like other tokens.
+    let told = ask(&engine, asked(true)).await;
+    let usage = &told.outcome().usage;
+    assert!(usage.completion_tokens == 80 && usage.draft_tokens_kept > 40);
+    let steps = script.steps().len();
+    // The pool has the text now, with ends behind it.
+    let told = ask(&engine, asked(false)).await;
+    assert_eq!(told.text, text);
+    assert!(told.outcome().usage.draft_tokens_kept > 20);
+    let rows = script.steps().split_off(steps).concat();
+    assert!(rows.iter().all(|row| row.token != END));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -234,10 +234,19 @@ impl Engine<'_> {
         let Some((length, rate)) = look(&model.costs, &candidates) else {
             return Ok(false);
         };
-        let guesses = guess(model, &candidates, (length, rate), |one, confidence| {
+        let ends = |one: &Candidate, token: Token| {
+            !self.running[one.place].passes_over_ends() && self.vocab.is_end(token)
+        };
+        let chance = |one: &Candidate, token: Token, confidence: f32| {
             let drafter = self.running[one.place].drafter.as_ref();
+            let drafter = drafter.filter(|_| !ends(one, token));
             drafter.map_or(0.0, |drafter| drafter.chance_of(&self.pool, confidence))
-        })?;
+        };
+        let mut guesses = guess(model, &candidates, (length, rate), chance)?;
+        for (one, guessed) in candidates.iter().zip(&mut guesses) {
+            let end = guessed.iter().position(|(token, _)| ends(one, *token));
+            guessed.truncate(end.unwrap_or(guessed.len()));
+        }
         for (one, guessed) in candidates.iter().zip(guesses) {
             if let Some(drafter) = &mut self.running[one.place].drafter {
                 chances[one.index] = drafter.offer(&self.pool, &guessed);
@@ -298,13 +307,13 @@ impl Engine<'_> {
     }
 }
 
-/// Guesses up to `length` tokens for each candidate, in as many passes. `chance` says how likely a token comes true of which the
+/// Guesses up to `length` tokens for each candidate, in as many passes. `chance` says how likely this token comes true of which the
 /// model is so sure; a guess that promises less than `rate` tokens in a millisecond is not continued.
 fn guess(
     model: &mut Model<'_>,
     candidates: &[Candidate],
     (length, rate): (usize, f32),
-    chance: impl Fn(&Candidate, f32) -> f32,
+    chance: impl Fn(&Candidate, Token, f32) -> f32,
 ) -> Result<Vec<Vec<(Token, f32)>>, StepError> {
     let mut guesses: Vec<Vec<(Token, f32)>> = vec![Vec::new(); candidates.len()];
     let mut reach = vec![1.0; candidates.len()];
@@ -334,7 +343,7 @@ fn guess(
         for (one, (token, confidence)) in going.clone().into_iter().zip(said) {
             let candidate = &candidates[one];
             guesses[one].push((token, confidence));
-            reach[one] *= chance(candidate, confidence);
+            reach[one] *= chance(candidate, token, confidence);
             // What the next guess is expected to bring, and what its share of a pass costs.
             let pays = reach[one] * candidate.usual > rate * share;
             if pays && pass + 1 < candidate.most {

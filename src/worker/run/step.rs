@@ -154,7 +154,7 @@ impl Engine<'_> {
         if self.sizes.draft_rows == 0 || !self.pace.knows_answers() {
             return lengths;
         }
-        let (context, pool) = (self.sizes.context_per_sequence, &self.pool);
+        let (context, pool, vocab) = (self.sizes.context_per_sequence, &self.pool, &*self.vocab);
         let speaking = self
             .running
             .iter_mut()
@@ -163,11 +163,11 @@ impl Engine<'_> {
         let (who, mut chances): (Vec<usize>, Vec<Vec<f32>>) = speaking
             .map(|(index, sequence)| {
                 let most = MOST_DRAFTED.min(sequence.draftable(context) as usize);
+                let goes_on = sequence.passes_over_ends();
+                let ends = |token| !goes_on && vocab.is_end(token);
                 let drafter = sequence.drafter.as_mut();
-                (
-                    index,
-                    drafter.map_or_else(Vec::new, |drafter| drafter.guess(pool, most)),
-                )
+                let guess = |drafter: &mut Drafter| drafter.guess(pool, most, ends);
+                (index, drafter.map_or_else(Vec::new, guess))
             })
             .unzip();
         let seqs: Vec<u32> = who.iter().map(|one| self.running[*one].seq.0).collect();
@@ -220,6 +220,7 @@ impl Engine<'_> {
             speaking += now.elapsed();
         });
         let took = began.elapsed().saturating_sub(speaking);
+        self.prefilled = prefill > 0;
         self.stats.steps += 1;
         self.stats.decode_us += micros(took);
         if let Err(error) = result {
@@ -301,8 +302,6 @@ impl Engine<'_> {
         }
         let sequence = &mut self.running[index];
         if self.sizes.draft_rows > 0 && !said.is_empty() {
-            let vocab = &*self.vocab;
-            let passes_over_ends = sequence.passes_over_ends();
             let (arrival, context) = (&sequence.arrival, self.sizes.context_per_sequence);
             let drafter = sequence.drafter.get_or_insert_with(|| {
                 let longest = arrival.prompt.len() + arrival.max_tokens as usize;
@@ -310,7 +309,6 @@ impl Engine<'_> {
                     &arrival.client,
                     &arrival.prompt,
                     longest.min(context as usize),
-                    |token| !passes_over_ends && vocab.is_end(token),
                 )
             });
             drafter.said(said, &mut self.pool);

@@ -144,8 +144,6 @@ impl Guess {
 pub struct Drafter {
     client: String,
     text: Corpus,
-    /// Those tokens of the prompt that end an answer: what follows them there is never said.
-    ends: Vec<Token>,
     odds: BySource,
     guess: Option<Guess>,
     /// What a smaller model would say next, and how sure it is.
@@ -153,25 +151,15 @@ pub struct Drafter {
 }
 
 impl Drafter {
-    /// A drafter for an answer to `prompt`, whose text may grow to `longest` tokens. No draft goes as far as a token that `ends` an
-    /// answer: a chat prompt has one behind each message, and what is copied is most often a message's end.
-    pub fn new(
-        client: &str,
-        prompt: &[Token],
-        longest: usize,
-        ends: impl Fn(Token) -> bool,
-    ) -> Self {
-        let (mut text, mut there) = (Corpus::new(longest), Vec::new());
+    /// A drafter for an answer to `prompt`, whose text may grow to `longest` tokens.
+    pub fn new(client: &str, prompt: &[Token], longest: usize) -> Self {
+        let mut text = Corpus::new(longest);
         for token in prompt {
             text.push(*token);
-            if !there.contains(token) && ends(*token) {
-                there.push(*token);
-            }
         }
         Self {
             client: client.to_owned(),
             text,
-            ends: there,
             odds: BySource::default(),
             guess: None,
             offered: Vec::new(),
@@ -251,8 +239,10 @@ impl Drafter {
         self.odds.of_mut(Source::Model).fade();
     }
 
-    /// Guesses up to `most` next tokens, and returns the chance that each of them comes true together with all before it.
-    pub fn guess(&mut self, pool: &Pool, most: usize) -> Vec<f32> {
+    /// Guesses up to `most` next tokens, and returns the chance that each of them comes true together with all before it. No guess goes
+    /// as far as a token that `ends` an answer: most templates put one behind each message, and what is copied is most often the end of a
+    /// message.
+    pub fn guess(&mut self, pool: &Pool, most: usize, ends: impl Fn(Token) -> bool) -> Vec<f32> {
         let others = pool.of(&self.client);
         let kept = self.guess.take().map(|guess| (guess.source, guess.found));
         let own = self.text.find(&self.text).map(|found| (Source::Own, found));
@@ -272,7 +262,7 @@ impl Drafter {
         if let Some(corpus) = corpus {
             corpus.continuation(found.at, most, &mut tokens);
         }
-        let end = tokens.iter().position(|token| self.ends.contains(token));
+        let end = tokens.iter().position(|token| ends(*token));
         tokens.truncate(end.unwrap_or(tokens.len()));
         let guess = Guess {
             source,
@@ -505,12 +495,12 @@ mod tests {
     fn a_copy_is_drafted_further_and_further() {
         let mut pool = Pool::new(false);
         let prompt = tokens("the quick brown fox jumps over the lazy dog. Again: the quick");
-        let mut drafter = Drafter::new("a", &prompt, 256, |_| false);
-        let chances = drafter.guess(&pool, 8);
+        let mut drafter = Drafter::new("a", &prompt, 256);
+        let chances = drafter.guess(&pool, 8, |_| false);
         assert_eq!(text(&drafter.draft(8)), " brown f");
         assert!(chances.is_sorted_by(|more, less| more >= less));
         drafter.said(&tokens(" brown"), &mut pool);
-        let later = drafter.guess(&pool, 8);
+        let later = drafter.guess(&pool, 8, |_| false);
         assert_eq!(text(&drafter.draft(8)), " fox jum");
         assert!(later[0] > chances[0], "a longer match is worth more");
     }
@@ -520,17 +510,17 @@ mod tests {
         let mut pool = Pool::new(false);
         let ends = |token: Token| token == Token(b'$'.into());
         let prompt = tokens("copy: one two three$ <answer> ");
-        let mut drafter = Drafter::new("a", &prompt, 256, ends);
+        let mut drafter = Drafter::new("a", &prompt, 256);
         drafter.said(&tokens("one"), &mut pool);
-        let chances = drafter.guess(&pool, MOST_DRAFTED);
+        let chances = drafter.guess(&pool, MOST_DRAFTED, ends);
         assert_eq!(text(&drafter.draft(MOST_DRAFTED)), " two three");
         assert_eq!(chances.len(), " two three".len());
         drafter.said(&tokens(" two three"), &mut pool);
-        assert!(drafter.guess(&pool, MOST_DRAFTED).is_empty());
+        assert!(drafter.guess(&pool, MOST_DRAFTED, ends).is_empty());
         // Where nothing ends an answer the text may go on as it did.
-        let mut endless = Drafter::new("a", &prompt, 256, |_| false);
+        let mut endless = Drafter::new("a", &prompt, 256);
         endless.said(&tokens("one two three"), &mut pool);
-        endless.guess(&pool, MOST_DRAFTED);
+        endless.guess(&pool, MOST_DRAFTED, |_| false);
         assert_eq!(text(&endless.draft(4)), "$ <a");
     }
 
@@ -538,21 +528,21 @@ mod tests {
     fn guesses_that_fail_are_not_decoded_and_come_back_when_they_are_right() {
         let mut pool = Pool::new(false);
         let costs = costs(1.0);
-        let mut drafter = Drafter::new("a", &tokens("abcdefgh"), 4096, |_| false);
+        let mut drafter = Drafter::new("a", &tokens("abcdefgh"), 4096);
         let mut lengths = Vec::new();
         // What was said before comes again up to a point, and then something else, each time.
         for round in 0..60u32 {
             drafter.said(&tokens("abc"), &mut pool);
-            let chances = drafter.guess(&pool, MOST_DRAFTED);
+            let chances = drafter.guess(&pool, MOST_DRAFTED, |_| false);
             lengths.push(plan(&[chances], &[0], &costs, 0.0, 128).lengths[0]);
             drafter.said(&[Token(1000 + round)], &mut pool);
         }
         assert_eq!(lengths.iter().skip(20).max(), Some(&0), "{lengths:?}");
         for _ in 0..60 {
             drafter.said(&tokens("x"), &mut pool);
-            drafter.guess(&pool, MOST_DRAFTED);
+            drafter.guess(&pool, MOST_DRAFTED, |_| false);
         }
-        let chances = drafter.guess(&pool, MOST_DRAFTED);
+        let chances = drafter.guess(&pool, MOST_DRAFTED, |_| false);
         assert!(plan(&[chances], &[0], &costs, 0.0, 128).lengths[0] > 8);
     }
 
@@ -562,8 +552,8 @@ mod tests {
         let said = tokens("Q: how?\nA: like this, of course.");
         let answer = "Q: how?\nA: ".len();
         pool.learn("a", &said, answer);
-        let mut drafter = Drafter::new("b", &said[..answer], 256, |_| false);
-        drafter.guess(&pool, 5);
+        let mut drafter = Drafter::new("b", &said[..answer], 256);
+        drafter.guess(&pool, 5, |_| false);
         assert_eq!(text(&drafter.draft(5)), "like ");
     }
 
@@ -573,10 +563,10 @@ mod tests {
         let said = tokens("Q: who?\nA: the secret name.");
         let answer = "Q: who?\nA: ".len();
         pool.learn("a", &said, answer);
-        let mut stranger = Drafter::new("b", &said[..answer], 256, |_| false);
-        assert!(stranger.guess(&pool, 5).is_empty());
-        let mut same = Drafter::new("a", &said[..answer], 256, |_| false);
-        assert!(!same.guess(&pool, 5).is_empty());
+        let mut stranger = Drafter::new("b", &said[..answer], 256);
+        assert!(stranger.guess(&pool, 5, |_| false).is_empty());
+        let mut same = Drafter::new("a", &said[..answer], 256);
+        assert!(!same.guess(&pool, 5, |_| false).is_empty());
         for client in 0..100 {
             pool.learn(&client.to_string(), &said, answer);
         }
@@ -712,8 +702,8 @@ mod tests {
     #[test]
     fn what_a_model_offers_is_drafted_and_compared() {
         let mut pool = Pool::new(false);
-        let mut drafter = Drafter::new("a", &tokens("abcabcabc"), 256, |_| false);
-        assert!(!drafter.guess(&pool, 4).is_empty());
+        let mut drafter = Drafter::new("a", &tokens("abcabcabc"), 256);
+        assert!(!drafter.guess(&pool, 4, |_| false).is_empty());
         assert_eq!(text(&drafter.draft(4)), "abca");
         let before = drafter.usual_chance(&pool);
         let offered = [(Token(b'x'.into()), 0.9), (Token(b'y'.into()), 0.6)];
@@ -724,7 +714,7 @@ mod tests {
         drafter.said(&tokens("xa"), &mut pool);
         assert!(drafter.usual_chance(&pool) < before, "one of two was right");
         assert!(drafter.chance_of(&pool, 0.6) < 0.55);
-        drafter.guess(&pool, 4);
+        drafter.guess(&pool, 4, |_| false);
         assert_ne!(text(&drafter.draft(4)), "xy", "an offer is for one step");
         for _ in 0..5000 {
             drafter.offered_nothing();

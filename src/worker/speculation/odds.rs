@@ -22,6 +22,8 @@ const OTHERS: f32 = 10.0;
 const OF_MODEL: f32 = 6.0;
 /// Older experience counts less: by this factor with each new one.
 const MEMORY: f32 = 0.985;
+/// The same of what a smaller model guesses.
+const MEMORY_OF_MODEL: f32 = 0.97;
 /// By this factor with each step in which nothing was tried.
 const FADING: f32 = 0.999;
 
@@ -69,14 +71,14 @@ struct Seen {
 impl Odds {
     /// Takes in what became of one guessed token.
     pub fn learn(&mut self, evidence: Evidence, came_true: bool) {
-        let classes = match evidence {
-            Evidence::Match(_) => &[evidence.class()][..],
-            Evidence::Confidence(_) => &[evidence.class(), ALL],
+        let (classes, memory) = match evidence {
+            Evidence::Match(_) => (&[evidence.class()][..], MEMORY),
+            Evidence::Confidence(_) => (&[evidence.class(), ALL][..], MEMORY_OF_MODEL),
         };
         for class in classes {
             let seen = &mut self.seen[*class];
-            seen.drafted = seen.drafted * MEMORY + 1.0;
-            seen.came_true = seen.came_true * MEMORY + f32::from(u8::from(came_true));
+            seen.drafted = seen.drafted * memory + 1.0;
+            seen.came_true = seen.came_true * memory + f32::from(u8::from(came_true));
         }
     }
 
@@ -128,12 +130,12 @@ mod tests {
             odds.learn(Evidence::Match(3), true);
         }
         assert!(
-            odds.chance(Evidence::Match(60)) < 0.4,
+            odds.chance(Evidence::Match(60)) < 0.25,
             "{}",
             odds.chance(Evidence::Match(60))
         );
         assert!(
-            odds.chance(Evidence::Match(3)) > 0.75,
+            odds.chance(Evidence::Match(3)) > 0.8,
             "{}",
             odds.chance(Evidence::Match(3))
         );
@@ -175,13 +177,13 @@ mod tests {
             all.learn(sure, false);
             all.learn(unsure, true);
         }
-        assert!(all.chance(sure) < 0.4 && all.chance(unsure) > 0.7);
+        assert!(all.chance(sure) < 0.2 && all.chance(unsure) > 0.8);
         let usual = own.usual_among(&all);
         assert!((0.4..0.6).contains(&usual), "half of all: {usual}");
         // Not a number is no confidence.
         all.learn(Evidence::Confidence(f32::NAN), false);
         assert!(all.chance(Evidence::Match(20)) > 0.9, "matches are apart");
-        for _ in 0..10_000 {
+        for _ in 0..5000 {
             all.fade();
         }
         assert!(all.chance(sure) > 0.9, "as if nothing had been seen");
