@@ -85,7 +85,7 @@ pub(crate) fn check(data: &[u8]) {
         (&mut decoder, draft),
         &inbox,
         &mut |report| {
-            let Report { events, stats } = report;
+            let Report { events, stats, .. } = report;
             assert!(stats.running <= sizes.sequences, "{stats:?}");
             assert!(stats.kv_cells_used <= stats.kv_cells, "{stats:?}");
             assert!(stats.saved_bytes <= sizes.cache_bytes, "{stats:?}");

@@ -258,24 +258,24 @@ fn answer(
     if wire::write(out, &FromWorker::Loaded(Box::new(info))).is_err() {
         return;
     }
+    let inbox = outlets.inbox;
+    telling(out, outlets.live, |report| {
+        run::run(sizes, vocab, (decoder, draft), inbox, report);
+    });
+}
+
+/// Runs `work`, and sends what it reports from a thread of its own.
+fn telling(to: &UnixStream, live: &Live, work: impl FnOnce(&mut dyn FnMut(Report) -> bool)) {
     thread::scope(|scope| {
         let (to_tell, reports) = sync_channel(REPORTS);
-        let live = outlets.live;
-        let mut to = &*out;
+        let mut to = to;
         let spawned = thread::Builder::new()
             .name("teller".into())
             .spawn_scoped(scope, move || tell_all(&mut to, live, &reports));
-        if let Err(error) = spawned {
-            tracing::error!(%error, "no thread to tell what happens");
-            return;
+        match spawned {
+            Ok(_) => work(&mut |report| to_tell.send((Instant::now(), report)).is_ok()),
+            Err(error) => tracing::error!(%error, "no thread to tell what happens"),
         }
-        run::run(
-            sizes,
-            vocab,
-            (decoder, draft),
-            outlets.inbox,
-            &mut |report| to_tell.send((Instant::now(), report)).is_ok(),
-        );
     });
 }
 
