@@ -58,7 +58,7 @@ const MOST_ASKED_BYTES: usize = 1 << 20;
 /// A worker that embeds nothing keeps what embeddings need for this long.
 const EMBEDDING_REST: Duration = Duration::from_mins(1);
 /// Reports that may wait to be written.
-const REPORTS: usize = 16;
+const REPORTS: usize = 4;
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
