@@ -47,8 +47,40 @@ pub struct Report {
 const HOLD: Duration = Duration::from_micros(500);
 /// And for no longer than this part of the step before.
 const HELD_PART: u32 = 16;
+/// It is done for so many steps after two in a row that took half as long again as the fastest of their kind: at other times the front's
+/// work is better done while the engine thread has its own to do.
+const HELD_STEPS: u32 = 16;
 /// What nobody waits for is held back for this long: the first step of a prompt needs a millisecond before its threads start.
 const LONG_HOLD: Duration = Duration::from_millis(3);
+
+/// Whether steps of answers take longer than they must.
+#[derive(Debug, Default)]
+struct Sluggish {
+    rows: usize,
+    fastest: Duration,
+    /// Whether the last one did.
+    slow: bool,
+    /// For so many more, what steps bring is held back.
+    left: u32,
+}
+
+impl Sluggish {
+    /// Takes in what a step of so many rows took, and says whether what it brought should be held back.
+    fn note(&mut self, rows: usize, took: Duration) -> bool {
+        if self.rows != rows {
+            (self.rows, self.fastest) = (rows, took);
+        }
+        // A little slower with each step, as texts grow and cores become hot.
+        self.fastest = took.min(self.fastest + self.fastest / 256);
+        let slow = took > self.fastest + self.fastest / 2;
+        self.left = if std::mem::replace(&mut self.slow, slow) && slow {
+            HELD_STEPS
+        } else {
+            self.left.saturating_sub(1)
+        };
+        self.left > 0
+    }
+}
 
 /// Sizes that the loop works within.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +145,7 @@ pub fn run<'a>(
         events: Vec::new(),
         rows: Vec::new(),
         prefilled: false,
+        sluggish: Sluggish::default(),
         stats: WorkerStats {
             kv_cells: sizes.context_per_sequence * sizes.sequences,
             ..WorkerStats::default()
@@ -141,9 +174,10 @@ pub fn run<'a>(
         engine.stats.overhead_us += micros(took).saturating_sub(decode);
         let hold = match (engine.events.is_empty(), engine.prefilled) {
             (true, _) => LONG_HOLD,
-            // The first token of an answer.
-            (false, true) => Duration::ZERO,
-            (false, false) => HOLD.min(took / HELD_PART),
+            (false, false) if engine.sluggish.note(engine.rows.len(), took) => {
+                HOLD.min(took / HELD_PART)
+            }
+            (false, _) => Duration::ZERO,
         };
         if !engine.tell(hold, report) {
             return;
@@ -177,6 +211,7 @@ struct Engine<'a> {
     rows: Vec<Row>,
     /// Whether the last step had rows of prompts.
     prefilled: bool,
+    sluggish: Sluggish,
     stats: WorkerStats,
 }
 
