@@ -895,45 +895,23 @@ fn loops(
 }
 
 #[test]
-fn reports_are_held_back_while_the_next_step_begins() {
-    let script = script();
-    script.take_time(Duration::from_millis(4));
-    let Inbound::Arrival(mut short) = stream(1) else {
-        unreachable!()
-    };
-    short.max_tokens = 3;
-    let asked = vec![Inbound::Arrival(short)];
-    let mut holds = Vec::new();
-    loops(&script, asked, Duration::MAX, |report| {
-        holds.push(report.hold);
-        !report.events.iter().any(|(_, event)| event.is_last())
-    });
-    let [accepted, first, second, last] = holds[..] else {
-        panic!("{holds:?}")
-    };
-    assert!(accepted > Duration::from_millis(1), "nobody waits for it");
-    assert_eq!(first, Duration::ZERO, "everybody waits for it");
-    assert_eq!(second, Duration::ZERO, "steps are as fast as they were");
-    assert_eq!(last, Duration::ZERO, "no step follows");
-}
-
-#[test]
-fn reports_are_held_back_while_steps_take_longer_than_they_did() {
-    let script = script();
-    script.take_time(Duration::from_millis(4));
-    let (mut holds, mut steps) = (Vec::new(), 0);
-    loops(&script, vec![stream(1)], Duration::MAX, |report| {
-        steps += 1;
-        if steps == 12 {
-            script.take_time(Duration::from_millis(40));
-        }
-        holds.push(report.hold);
-        steps < 20
-    });
-    // The first is that of the request's acceptance; a busy machine makes some steps slow by itself.
-    assert!(holds[2..12].contains(&Duration::ZERO), "{holds:?}");
-    let held = Duration::from_micros(500);
-    assert!(holds[14..].iter().all(|hold| *hold == held), "{holds:?}");
+fn a_first_token_is_told_as_one_where_a_step_follows() {
+    for (max_tokens, expected) in [
+        (3, vec![false, true, false, false]),
+        (1, vec![false, false]),
+    ] {
+        let Inbound::Arrival(mut asked) = stream(1) else {
+            unreachable!()
+        };
+        asked.max_tokens = max_tokens;
+        let mut firsts = Vec::new();
+        let asked = vec![Inbound::Arrival(asked)];
+        loops(&script(), asked, Duration::MAX, |report| {
+            firsts.push(report.first);
+            !report.events.iter().any(|(_, event)| event.is_last())
+        });
+        assert_eq!(firsts, expected, "accepted, then {max_tokens} tokens");
+    }
 }
 
 fn ended(told: &[(RequestId, Event)]) -> usize {

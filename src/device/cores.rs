@@ -1,11 +1,12 @@
 //! Sets of cores, written as the kernel writes them (`0-3,8`), and the affinity masks of threads.
 
+use rustix::io::Errno;
 use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::io;
 use std::str::FromStr;
+use std::{fmt, fs};
 
 /// Cores with higher numbers are not counted: a mask of the system calls ([`CpuSet::MAX_CPU`]) has no room for them.
 const MOST_CORES: u32 = 1024;
@@ -30,11 +31,37 @@ impl CoreSet {
 
     /// Lets the calling thread, and threads that it starts from now on, run on these cores only.
     pub fn pin(&self) -> io::Result<()> {
+        Ok(sched_setaffinity(None, &self.mask())?)
+    }
+
+    /// The same for the calling thread and its team: all threads of the process that have its name (`comm` in proc(5)), which OpenMP's
+    /// have from the thread that they work for. They are there before and after it needs them, so its own mask no longer reaches them.
+    pub fn pin_team(&self) -> io::Result<()> {
+        self.pin()?;
+        let own = gettid();
+        let name = name(own)?;
+        for thread in fs::read_dir("/proc/self/task")? {
+            let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
+            let Some(id) = id.and_then(Pid::from_raw).filter(|id| *id != own) else {
+                continue;
+            };
+            // One that ends meanwhile has no name and no place.
+            if self::name(id).is_ok_and(|of_it| of_it == name) {
+                match sched_setaffinity(Some(id), &self.mask()) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mask(&self) -> CpuSet {
         let mut mask = CpuSet::new();
         for core in &self.0 {
             mask.set(*core as usize);
         }
-        Ok(sched_setaffinity(None, &mask)?)
+        mask
     }
 
     /// How many they are.
@@ -136,6 +163,11 @@ impl From<CoreSet> for String {
     }
 }
 
+/// What a thread of this process is called.
+fn name(thread: Pid) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +211,37 @@ mod tests {
             (own.as_ref(), childs.as_ref()),
             (Some(&first), Some(&first))
         );
+    }
+
+    /// Threads of its own name: others are other tests'.
+    #[test]
+    fn a_team_is_pinned_by_its_name() {
+        let started = |name: &str| {
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let (tell, told) = std::sync::mpsc::channel();
+            let thread = std::thread::Builder::new().name(name.into());
+            let thread = thread.spawn(move || {
+                tell.send(gettid()).expect("who started it");
+                // Nobody sends; an error is the end.
+                let _ = ended.recv();
+            });
+            (thread.expect("a thread"), told.recv().expect("its id"), end)
+        };
+        let alike = [started("a-team"), started("a-team"), started("others")];
+        let engine = std::thread::Builder::new().name("a-team".into());
+        let engine = engine.spawn(|| {
+            let all = CoreSet::allowed().expect("a mask");
+            let first: CoreSet = all.iter().take(1).collect();
+            first.pin_team().expect("a core that is allowed");
+            (all, first, CoreSet::allowed())
+        });
+        let (all, first, own) = engine.expect("a thread").join().expect("no panic");
+        assert_eq!(own.as_ref(), Some(&first));
+        for (number, (thread, id, end)) in alike.into_iter().enumerate() {
+            let expected = if number < 2 { &first } else { &all };
+            assert_eq!(CoreSet::allowed_to(Some(id)).as_ref(), Some(expected));
+            drop(end);
+            thread.join().expect("no panic");
+        }
     }
 }

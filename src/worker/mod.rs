@@ -1,8 +1,8 @@
 //! The part that computes: runs as `pocket-llm engine`, one process for each loaded model.
 //!
 //! One thread, the engine thread, owns the model's context and everything that changes ([`run`]). Beside it one thread reads
-//! frames, one writes them, two tokenise, and one compiles formats once there was one. There is no lock between them: requests, their
-//! cancel flags and reports go through channels.
+//! frames, two tokenise, and one compiles formats once there was one. There is no lock between them: requests and their cancel flags go through channels, and only the
+//! engine thread writes frames.
 
 pub mod cache;
 pub mod constraint;
@@ -40,7 +40,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,8 +57,9 @@ const MOST_ASKED_TOKENS: usize = 1 << 16;
 const MOST_ASKED_BYTES: usize = 1 << 20;
 /// A worker that embeds nothing keeps what embeddings need for this long.
 const EMBEDDING_REST: Duration = Duration::from_mins(1);
-/// Reports that may wait to be written.
-const REPORTS: usize = 4;
+/// For so long the engine thread rests when it has told an answer's first token. Where the threads of a step have all cores, the kernel gives the
+/// front one of them only with its next tick, up to 4 ms later; a core that becomes idle takes it over at once.
+const FIRST_TOKEN_PAUSE: Duration = Duration::from_micros(400);
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -258,51 +259,26 @@ fn answer(
     if wire::write(out, &FromWorker::Loaded(Box::new(info))).is_err() {
         return;
     }
-    let inbox = outlets.inbox;
-    telling(out, outlets.live, |report| {
-        run::run(sizes, vocab, (decoder, draft), inbox, report);
-    });
-}
-
-/// Runs `work`, and sends what it reports from a thread of its own.
-fn telling(to: &UnixStream, live: &Live, work: impl FnOnce(&mut dyn FnMut(Report) -> bool)) {
-    thread::scope(|scope| {
-        let (to_tell, reports) = sync_channel(REPORTS);
-        let mut to = to;
-        let spawned = thread::Builder::new()
-            .name("teller".into())
-            .spawn_scoped(scope, move || tell_all(&mut to, live, &reports));
-        match spawned {
-            Ok(_) => work(&mut |report| to_tell.send((Instant::now(), report)).is_ok()),
-            Err(error) => tracing::error!(%error, "no thread to tell what happens"),
-        }
-    });
-}
-
-/// Sends reports until nobody listens or there are no more. Each is held back for as long as it may be, or until the next one comes.
-///
-/// Without OpenMP llama.cpp starts threads for every graph, 0.1 to 1 ms after what the step before brought was reported, and the kernel often
-/// puts the new thread on the engine thread's own core, above all while the front is on another one. Both spin for each other there until the
-/// kernel looks again, for up to 16 ms; but a core that becomes idle takes the waiting one over at once. So the front has its work when
-/// the threads are there (Linux 6.18, two cores, seen in its scheduler's events).
-fn tell_all(out: &mut impl Write, live: &Live, reports: &Receiver<(Instant, Report)>) {
-    let mut next = reports.recv().ok();
-    while let Some((reported, report)) = next {
-        let held = report.hold.saturating_sub(reported.elapsed());
-        let following = reports.recv_timeout(held);
-        if !tell(out, live, report) {
-            return;
-        }
-        next = match following {
-            Err(RecvTimeoutError::Timeout) => reports.recv().ok(),
-            other => other.ok(),
-        };
-    }
+    run::run(
+        sizes,
+        vocab,
+        (decoder, draft),
+        outlets.inbox,
+        &mut |report| {
+            let first = report.first;
+            let told = tell(out, outlets.live, report);
+            if told && first {
+                thread::sleep(FIRST_TOKEN_PAUSE);
+            }
+            told
+        },
+    );
 }
 
 /// Sends what a turn of the loop brought; `false` if nobody listens. An event that fits into no frame is the failure of its request:
 /// the front hears of it and the request is cancelled.
-fn tell(out: &mut impl Write, live: &Live, Report { events, stats, .. }: Report) -> bool {
+fn tell(out: &mut impl Write, live: &Live, report: Report) -> bool {
+    let Report { events, stats, .. } = report;
     let too_large = |error: &std::io::Error| error.kind() == ErrorKind::FileTooLarge;
     let whole = FromWorker::Step { events, stats };
     let told = wire::write(out, &whole);

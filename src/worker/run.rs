@@ -39,47 +39,8 @@ pub struct Report {
     pub events: Vec<(RequestId, Event)>,
     /// The loop's numbers.
     pub stats: WorkerStats,
-    /// How long it may be held back, so that nobody is woken by it while the next step's threads start; zero if no step follows.
-    pub hold: Duration,
-}
-
-/// What answers say is held back for this long: several times as long as a step of answers takes to start its threads.
-const HOLD: Duration = Duration::from_micros(500);
-/// And for no longer than this part of the step before.
-const HELD_PART: u32 = 16;
-/// It is done for so many steps after two in a row that took half as long again as the fastest of their kind: at other times the front's
-/// work is better done while the engine thread has its own to do.
-const HELD_STEPS: u32 = 16;
-/// What nobody waits for is held back for this long: the first step of a prompt needs a millisecond before its threads start.
-const LONG_HOLD: Duration = Duration::from_millis(3);
-
-/// Whether steps of answers take longer than they must.
-#[derive(Debug, Default)]
-struct Sluggish {
-    rows: usize,
-    fastest: Duration,
-    /// Whether the last one did.
-    slow: bool,
-    /// For so many more, what steps bring is held back.
-    left: u32,
-}
-
-impl Sluggish {
-    /// Takes in what a step of so many rows took, and says whether what it brought should be held back.
-    fn note(&mut self, rows: usize, took: Duration) -> bool {
-        if self.rows != rows {
-            (self.rows, self.fastest) = (rows, took);
-        }
-        // A little slower with each step, as texts grow and cores become hot.
-        self.fastest = took.min(self.fastest + self.fastest / 256);
-        let slow = took > self.fastest + self.fastest / 2;
-        self.left = if std::mem::replace(&mut self.slow, slow) && slow {
-            HELD_STEPS
-        } else {
-            self.left.saturating_sub(1)
-        };
-        self.left > 0
-    }
+    /// Whether an answer's first token is told while there is more to compute.
+    pub first: bool,
 }
 
 /// Sizes that the loop works within.
@@ -143,9 +104,8 @@ pub fn run<'a>(
             .filter(|_| sizes.draft_rows > 0)
             .map(|draft| draft::Model::new(draft, sizes.sequences, sizes.costs)),
         events: Vec::new(),
+        first: false,
         rows: Vec::new(),
-        prefilled: false,
-        sluggish: Sluggish::default(),
         stats: WorkerStats {
             kv_cells: sizes.context_per_sequence * sizes.sequences,
             ..WorkerStats::default()
@@ -161,7 +121,7 @@ pub fn run<'a>(
         engine.follow();
         // Who was accepted or refused hears it now, not after a step; and when the last request has left, there is none.
         let news = !engine.events.is_empty() || engine.stats.cancelled > cancelled || engine.rested;
-        if news && !engine.tell(LONG_HOLD, report) {
+        if news && !engine.tell(report) {
             return;
         }
         let stepped = engine.step();
@@ -170,16 +130,8 @@ pub fn run<'a>(
         }
         engine.retire();
         let decode = engine.stats.decode_us - decode;
-        let took = turn.elapsed();
-        engine.stats.overhead_us += micros(took).saturating_sub(decode);
-        let hold = match (engine.events.is_empty(), engine.prefilled) {
-            (true, _) => LONG_HOLD,
-            (false, false) if engine.sluggish.note(engine.rows.len(), took) => {
-                HOLD.min(took / HELD_PART)
-            }
-            (false, _) => Duration::ZERO,
-        };
-        if !engine.tell(hold, report) {
+        engine.stats.overhead_us += micros(turn.elapsed()).saturating_sub(decode);
+        if !engine.tell(report) {
             return;
         }
     }
@@ -208,10 +160,9 @@ struct Engine<'a> {
     /// A smaller model that guesses.
     model: Option<draft::Model<'a>>,
     events: Vec<(RequestId, Event)>,
+    /// Whether an answer began in the last step.
+    first: bool,
     rows: Vec<Row>,
-    /// Whether the last step had rows of prompts.
-    prefilled: bool,
-    sluggish: Sluggish,
     stats: WorkerStats,
 }
 
@@ -376,8 +327,8 @@ impl Engine<'_> {
         true
     }
 
-    /// Reports what happened since the last time, to be held back so long if a step follows. `false` means that nobody listens.
-    fn tell(&mut self, hold: Duration, report: &mut dyn FnMut(Report) -> bool) -> bool {
+    /// Reports what happened since the last time. `false` means that nobody listens.
+    fn tell(&mut self, report: &mut dyn FnMut(Report) -> bool) -> bool {
         self.stats.running = count(self.running.len());
         self.stats.queued = count(self.queue.len());
         self.stats.kv_cells_used = count(self.cache.cells());
@@ -388,13 +339,9 @@ impl Engine<'_> {
         let heard = report(Report {
             events: std::mem::take(&mut self.events),
             stats: self.stats.clone(),
-            hold: if self.running.is_empty() {
-                Duration::ZERO
-            } else {
-                hold
-            },
+            first: std::mem::take(&mut self.first) && !self.running.is_empty(),
         });
-        // Told with the next report: handing it over is overhead too.
+        // Told with the next report: encoding and writing are overhead too.
         self.stats.overhead_us += micros(began.elapsed());
         heard
     }

@@ -1,9 +1,9 @@
 //! Which cores the engine thread computes on, step by step, and with how many threads.
 //!
-//! llama.cpp starts its threads anew for every graph, and they inherit the engine thread's affinity: so pinning this one thread
-//! before a step pins them all. The numbers of threads belong to llama.cpp's context, which has two of them: one for steps of
-//! one row and one for all others. Small and large steps of several rows may want different ones; then the second number is chosen for
-//! the load at hand, because another number costs another context.
+//! OpenMP starts llama.cpp's threads when the engine thread first needs them, and keeps them for the next graph. They inherit its
+//! affinity when they start, and are pinned with it when a step wants other cores. The numbers of threads belong to llama.cpp's context,
+//! which has two of them: one for steps of one row and one for all others. Small and large steps of several rows may want different ones;
+//! then the second number is chosen for the load at hand, because another number costs another context.
 //!
 //! What is allowed is read anew before each step: Android takes the large cores from programs in the background, and a thread
 //! that spins without a core of its own makes every step many times slower.
@@ -63,7 +63,7 @@ impl Teams {
         };
         // Looked at anew: a draft model's teams pin the same thread, and so may others.
         if CoreSet::allowed().as_ref() != Some(cores)
-            && let Err(error) = cores.pin()
+            && let Err(error) = cores.pin_team()
         {
             tracing::debug!(%error, %cores, "the engine thread stays where it is");
         }
@@ -194,6 +194,12 @@ mod tests {
         }
     }
 
+    /// An engine thread by a name of its own: other tests' threads are not its team.
+    fn alone(name: &str, work: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
+        let thread = std::thread::Builder::new().name(name.into());
+        thread.spawn(work).expect("a thread")
+    }
+
     #[test]
     fn the_number_for_several_rows_follows_the_load() {
         let mut load = Load::default();
@@ -220,7 +226,7 @@ mod tests {
     /// What Android does to a program in the background, done to a thread of our own.
     #[test]
     fn a_mask_that_shrinks_and_grows_is_followed() {
-        let followed = std::thread::spawn(|| {
+        let followed = alone("followed", || {
             let all = CoreSet::allowed().expect("a mask");
             let first: CoreSet = all.iter().take(1).collect();
             let most = Allowed::here().threads();
@@ -251,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_team_of_its_own_cores_stays_on_them() {
-        let pinned = std::thread::spawn(|| {
+        let pinned = alone("pinned", || {
             let all = CoreSet::allowed().expect("a mask");
             let last: CoreSet = all.iter().rev().take(1).collect();
             let mut placement = placement(1, 1, 1, &last);

@@ -220,7 +220,6 @@ impl Engine<'_> {
             speaking += now.elapsed();
         });
         let took = began.elapsed().saturating_sub(speaking);
-        self.prefilled = prefill > 0;
         self.stats.steps += 1;
         self.stats.decode_us += micros(took);
         if let Err(error) = result {
@@ -294,6 +293,7 @@ impl Engine<'_> {
         } else {
             self.cache.advance(seq, rows.len());
             sequence.advance(count(rows.len()));
+            self.first |= !said.is_empty();
             let ended = sequence.held() as usize == sequence.arrival.prompt.len();
             let long = sequence.arrival.prompt.len() >= WORTH_A_STATE;
             if sequence.stands_at_a_stop() && (!ended || long) && self.decoder.forgets() {
