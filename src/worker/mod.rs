@@ -34,6 +34,7 @@ use constraint::{Compiler, Form, Job, Plan, Start};
 use decoder::{Backend, Loaded, Vocab};
 use prompt::{PromptError, Template};
 use run::{Inbound, Report, Sizes};
+use rustix::event::{PollFd, PollFlags, poll};
 use sequence::Arrival;
 use speculation::Costs;
 use std::collections::{HashMap, HashSet};
@@ -313,6 +314,14 @@ fn tell(out: &mut impl Write, live: &Live, report: Report) -> bool {
     true
 }
 
+/// Waits until there is something to read. A thread that waits in a read of a local socket is woken whenever the other end has taken what was written
+/// to it, which is after each step (Linux 6.18); one that polls is not.
+fn await_bytes(from: &UnixStream) {
+    let mut wanted = [PollFd::new(from, PollFlags::IN)];
+    // A signal, or anything else that is wrong, is the read's to tell.
+    let _ = poll(&mut wanted, None);
+}
+
 /// Reads frames until the stream ends. Cancels take effect here, by a flag that every stage looks at.
 fn read_frames(
     mut from: UnixStream,
@@ -322,6 +331,7 @@ fn read_frames(
     lost: impl FnOnce(),
 ) {
     loop {
+        await_bytes(&from);
         match wire::read(&mut from) {
             Ok(Some(ToWorker::Submit { id, work })) => {
                 let cancelled = Arc::new(AtomicBool::new(false));
