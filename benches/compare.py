@@ -130,10 +130,11 @@ class Bench:
         return done.stdout
 
     def prompt(self) -> str:
-        """About 100 tokens. The number comes first, so that no prompt cache shortens the work."""
+        """About 100 tokens. The number comes first, so that no prompt cache shortens the work; numbers come in no order, so that none has more
+        in common with the one before than with others."""
         self.n_prompts += 1
         topic = TOPICS[self.n_prompts % len(TOPICS)]
-        return (f"{self.n_prompts:04}. Write a long and quiet story about {topic}. Say who is there and what the weather "
+        return (f"{self.n_prompts * 7919 % 10000:04}. Write a long and quiet story about {topic}. Say who is there and what the weather "
                 "is like, what can be heard and what has just happened. Let two people talk about it who do not agree, "
                 "and let a third one come in late. Use plain words and short sentences, keep to the past tense, and do "
                 "not explain anything that the reader can see. End with a small thing that nobody had noticed before.")
