@@ -29,7 +29,7 @@ missing_packages() {
     [ "$purpose" = test ] || return 0
     command -v qemu-aarch64-static >/dev/null || echo qemu-user-static
     local library package
-    for library in libc.so.6=libc6 libstdc++.so.6=libstdc++6 libgcc_s.so.1=libgcc-s1; do
+    for library in libc.so.6=libc6 libstdc++.so.6=libstdc++6 libgcc_s.so.1=libgcc-s1 libgomp.so.1=libgomp1; do
         package=${library#*=}
         compgen -G "/lib/aarch64-linux-gnu/${library%=*}" >/dev/null ||
             compgen -G "/usr/lib/aarch64-linux-gnu/${library%=*}" >/dev/null || echo "$package:arm64"
