@@ -305,7 +305,7 @@ fn pool_registry(pool: &Pool) -> Registry {
         registry.register_with_unit(name, help, Unit::Seconds, ConstCounter::new(time));
     };
     seconds("worker_decode", "Time inside llama_decode", worker.decode_us);
-    seconds("worker_overhead", "Time of everything else in a step", worker.overhead_us);
+    seconds("worker_overhead", "Time of everything else in a step, reports by processor time", worker.overhead_us);
     registry
 }
 

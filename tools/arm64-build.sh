@@ -3,7 +3,8 @@
 #
 #   tools/arm64-build.sh [more of cargo's flags]
 #
-# The folder holds all that the program needs beside the C and C++ libraries of a Debian 12 or newer: move it as a whole.
+# The folder holds all that the program needs beside the C, C++ and OpenMP libraries (libc6, libstdc++6, libgcc-s1, libgomp1) of a
+# Debian 12 or newer: move it as a whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -107,6 +107,8 @@ def check_instructions(package: Path) -> None:
     check(found.keys() == INSTRUCTIONS.keys(), f"{package} has kernels for {sorted(found)}, not {sorted(INSTRUCTIONS)}")
     print(f"the package: {size} bytes in {len(list(package.iterdir()))} files")
     for variant, path in sorted(found.items()):
+        needed = subprocess.run(["aarch64-linux-gnu-readelf", "--dynamic", path], check=True, capture_output=True, text=True).stdout
+        check("[libgomp.so.1]" in needed, f"{path.name} was built without OpenMP")
         print(f"{variant}: {path.stat().st_size} bytes, {counted(path, variant, FEW)}")
 
 

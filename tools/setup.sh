@@ -37,9 +37,12 @@ has_certificates() {
     [ ! -e /etc/debian_version ] || [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -n "${SSL_CERT_FILE:-}" ]
 }
 
+# llama.cpp would be built without OpenMP, and say so only in a warning.
+has_openmp() { echo '#include <omp.h>' | c++ -fopenmp -fsyntax-only -x c++ - 2>/dev/null; }
+
 required_packages() {
     command -v cmake >/dev/null || echo cmake
-    command -v cc >/dev/null && command -v c++ >/dev/null || echo g++
+    command -v cc >/dev/null && command -v c++ >/dev/null && has_openmp || echo g++
     command -v make >/dev/null || echo make
     compiles_with_clang || echo clang
     has_libclang || echo libclang-dev

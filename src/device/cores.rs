@@ -34,26 +34,27 @@ impl CoreSet {
         Ok(sched_setaffinity(None, &self.mask())?)
     }
 
-    /// The same for the calling thread and its team: all threads of the process that have its name (`comm` in proc(5)), which OpenMP's
-    /// have from the thread that they work for. They are there before and after it needs them, so its own mask no longer reaches them.
+    /// The same for the other threads of the calling one's team: all of the process that have its name (`comm` in proc(5)), which OpenMP's
+    /// have from the thread that they work for. They stay when it needs them no more, so its own mask does not reach them. Goes on where one can't be
+    /// moved, and tells the first error.
     pub fn pin_team(&self) -> io::Result<()> {
-        self.pin()?;
         let own = gettid();
         let name = name(own)?;
+        let mut moved = Ok(());
         for thread in fs::read_dir("/proc/self/task")? {
             let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
             let Some(id) = id.and_then(Pid::from_raw).filter(|id| *id != own) else {
                 continue;
             };
             // One that ends meanwhile has no name and no place.
-            if self::name(id).is_ok_and(|of_it| of_it == name) {
-                match sched_setaffinity(Some(id), &self.mask()) {
-                    Ok(()) | Err(Errno::SRCH) => {}
-                    Err(error) => return Err(error.into()),
-                }
+            if self::name(id).is_ok_and(|of_it| of_it == name)
+                && let Err(error) = sched_setaffinity(Some(id), &self.mask())
+                && error != Errno::SRCH
+            {
+                moved = moved.and(Err(error.into()));
             }
         }
-        Ok(())
+        moved
     }
 
     fn mask(&self) -> CpuSet {
@@ -217,8 +218,8 @@ mod tests {
     #[test]
     fn a_team_is_pinned_by_its_name() {
         let started = |name: &str| {
-            let (end, ended) = std::sync::mpsc::channel::<()>();
-            let (tell, told) = std::sync::mpsc::channel();
+            let (end, ended) = std::sync::mpsc::sync_channel::<()>(0);
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
             let thread = std::thread::Builder::new().name(name.into());
             let thread = thread.spawn(move || {
                 tell.send(gettid()).expect("who started it");
@@ -236,7 +237,7 @@ mod tests {
             (all, first, CoreSet::allowed())
         });
         let (all, first, own) = engine.expect("a thread").join().expect("no panic");
-        assert_eq!(own.as_ref(), Some(&first));
+        assert_eq!(own.as_ref(), Some(&all), "it pins itself apart");
         for (number, (thread, id, end)) in alike.into_iter().enumerate() {
             let expected = if number < 2 { &first } else { &all };
             assert_eq!(CoreSet::allowed_to(Some(id)).as_ref(), Some(expected));

@@ -18,6 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// How variables begin that tell OpenMP how many threads there may be, where, and how long they spin. A worker decides that itself.
+const OPENMP: [&str; 3] = ["OMP_", "GOMP_", "KMP_"];
 /// Lines of a worker's standard error that are kept for its obituary.
 const TAIL_LINES: usize = 50;
 /// A longer line is cut.
@@ -221,7 +223,9 @@ fn command(words: &[OsString], worker: UnixStream) -> io::Result<Command> {
         .process_group(0);
     for (name, _) in std::env::vars_os() {
         let upper = name.to_string_lossy().to_uppercase();
-        if SECRETS.iter().any(|word| upper.contains(word)) {
+        if SECRETS.iter().any(|word| upper.contains(word))
+            || OPENMP.iter().any(|begin| upper.starts_with(begin))
+        {
             command.env_remove(name);
         }
     }

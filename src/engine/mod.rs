@@ -612,7 +612,7 @@ pub struct WorkerStats {
     pub cancelled: u64,
     /// Microseconds inside `llama_decode`, since the worker started.
     pub decode_us: u64,
-    /// Microseconds of everything else in a step, since the worker started; of reports, of processor time.
+    /// Microseconds of everything else in a step, since the worker started. Reports count by the processor time that they took.
     pub overhead_us: u64,
 }
 

@@ -1,7 +1,7 @@
 //! The part that computes: runs as `pocket-llm engine`, one process for each loaded model.
 //!
 //! One thread, the engine thread, owns the model's context and everything that changes ([`run`]). Beside it one thread reads
-//! frames, two tokenise, and one compiles formats once there was one. There is no lock between them: requests and their cancel flags go through channels, and only the
+//! frames, two tokenise, and one compiles formats once there was one. Requests and their cancel flags go through channels, and only the
 //! engine thread writes frames.
 
 pub mod cache;
@@ -58,8 +58,8 @@ const MOST_ASKED_TOKENS: usize = 1 << 16;
 const MOST_ASKED_BYTES: usize = 1 << 20;
 /// A worker that embeds nothing keeps what embeddings need for this long.
 const EMBEDDING_REST: Duration = Duration::from_mins(1);
-/// For so long the engine thread rests when it has told an answer's first token. Where the threads of a step have all cores, the kernel gives the
-/// front one of them only with its next tick, up to 4 ms later; a core that becomes idle takes it over at once.
+/// For so long the engine thread rests when it has told an answer's first token. Where the threads of a step have all cores, the kernel
+/// gives the front one of them only with its next tick, up to 4 ms later; a core that becomes idle takes it over at once.
 const FIRST_TOKEN_PAUSE: Duration = Duration::from_micros(400);
 /// Loading reports progress no more often than this.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
@@ -265,25 +265,25 @@ fn answer(
         vocab,
         (decoder, draft),
         outlets.inbox,
-        &mut |report| {
-            let first = report.first;
-            let told = tell(out, outlets.live, report);
-            if told && first {
-                thread::sleep(FIRST_TOKEN_PAUSE);
-            }
-            told
-        },
+        &mut |report| tell(out, outlets.live, report),
     );
 }
 
 /// Sends what a turn of the loop brought; `false` if nobody listens. An event that fits into no frame is the failure of its request:
 /// the front hears of it and the request is cancelled.
 fn tell(out: &mut impl Write, live: &Live, report: Report) -> bool {
-    let Report { events, stats, .. } = report;
+    let Report {
+        events,
+        stats,
+        first,
+    } = report;
     let too_large = |error: &std::io::Error| error.kind() == ErrorKind::FileTooLarge;
     let whole = FromWorker::Step { events, stats };
     let told = wire::write(out, &whole);
     let (Err(error), FromWorker::Step { events, stats }) = (told, whole) else {
+        if first {
+            thread::sleep(FIRST_TOKEN_PAUSE);
+        }
         return true;
     };
     if !too_large(&error) {
@@ -314,8 +314,8 @@ fn tell(out: &mut impl Write, live: &Live, report: Report) -> bool {
     true
 }
 
-/// Waits until there is something to read. A thread that waits in a read of a local socket is woken whenever the other end has taken what was written
-/// to it, which is after each step (Linux 6.18); one that polls is not.
+/// Waits until there is something to read. A thread that waits in a read of a local socket is woken whenever the other end has taken
+/// what was written to it, which is after each step (Linux 6.18); one that polls is not.
 fn await_bytes(from: &UnixStream) {
     let mut wanted = [PollFd::new(from, PollFlags::IN)];
     // A signal, or anything else that is wrong, is the read's to tell.

@@ -342,7 +342,7 @@ impl Engine<'_> {
             stats: self.stats.clone(),
             first: std::mem::take(&mut self.first) && !self.running.is_empty(),
         });
-        // Told with the next report: encoding and writing are overhead too; that the front, awake by them, takes the core for a while is not.
+        // Told with the next report: encoding and writing are overhead too. That the front takes the core then is not.
         self.stats.overhead_us += micros(processor_time().saturating_sub(began));
         heard
     }

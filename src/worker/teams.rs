@@ -1,15 +1,17 @@
 //! Which cores the engine thread computes on, step by step, and with how many threads.
 //!
-//! OpenMP starts llama.cpp's threads when the engine thread first needs them, and keeps them for the next graph. They inherit its
-//! affinity when they start, and are pinned with it when a step wants other cores. The numbers of threads belong to llama.cpp's context,
-//! which has two of them: one for steps of one row and one for all others. Small and large steps of several rows may want different ones;
-//! then the second number is chosen for the load at hand, because another number costs another context.
+//! OpenMP starts llama.cpp's threads when the engine thread first needs them, and keeps them for the next graph with as many or with
+//! one. They inherit its affinity when they start, and are pinned with it when a step of several threads wants other cores. The numbers
+//! of threads belong to llama.cpp's context, which has two of them: one for steps of one row and one for all others. Small and large
+//! steps of several rows may want different ones; then the second number is chosen for the load at hand, because another number costs
+//! another context.
 //!
 //! What is allowed is read anew before each step: Android takes the large cores from programs in the background, and a thread
 //! that spins without a core of its own makes every step many times slower.
 
 use crate::device::{Allowed, CoreSet, Placement, placement::FEW_ROWS};
 use rustix::process::Pid;
+use std::cell::RefCell;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -61,9 +63,12 @@ impl Teams {
         } else {
             &team.cores
         };
+        if team.threads > 1 {
+            pin_team(cores);
+        }
         // Looked at anew: a draft model's teams pin the same thread, and so may others.
         if CoreSet::allowed().as_ref() != Some(cores)
-            && let Err(error) = cores.pin_team()
+            && let Err(error) = cores.pin()
         {
             tracing::debug!(%error, %cores, "the engine thread stays where it is");
         }
@@ -107,6 +112,27 @@ impl Teams {
         self.allowed = allowed;
         self.now = now;
     }
+}
+
+thread_local! {
+    /// Where the calling thread's team was pinned last. A draft model's teams pin the same one.
+    static TEAM: RefCell<Option<CoreSet>> = const { RefCell::new(None) };
+}
+
+/// Pins the calling thread's team, if it is elsewhere.
+fn pin_team(cores: &CoreSet) {
+    TEAM.with_borrow_mut(|team| {
+        if team.as_ref() == Some(cores) {
+            return;
+        }
+        match cores.pin_team() {
+            Ok(()) => *team = Some(cores.clone()),
+            // Tried again before the next step.
+            Err(error) => {
+                tracing::debug!(%error, %cores, "the engine thread's team stays where it is");
+            }
+        }
+    });
 }
 
 /// What steps of several rows were like of late. Switching costs some 100 ms, so one odd step is no reason.

@@ -18,7 +18,7 @@ fn confine(pid: u32, cores: &CoreSet) {
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let name = thread.unwrap().file_name();
         let thread = Pid::from_raw(name.to_str().unwrap().parse().unwrap());
-        // A thread of llama.cpp's may have ended meanwhile; the next ones inherit.
+        // A thread may have ended meanwhile.
         let _ = sched_setaffinity(thread, &mask);
     }
 }
@@ -73,6 +73,35 @@ async fn an_answer_survives_the_loss_of_a_core() {
         worker,
         "the same process all the time"
     );
+}
+
+/// Threads of a process that have the name of its first one, and where each may run.
+fn team(pid: u32) -> Vec<Option<CoreSet>> {
+    let name = |thread: &str| fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm")).ok();
+    let first = name(&pid.to_string());
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+    threads
+        .filter(|thread| name(thread) == first)
+        .map(|thread| CoreSet::allowed_to(Pid::from_raw(thread.parse().unwrap())))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_team_stays_between_steps_whatever_the_environment_says() {
+    if pocket_llm::device::allowed_threads() < 2 {
+        eprintln!("skipped: there is one core here, and no team");
+        return;
+    }
+    let model = test_model("gemma3-tiny.gguf");
+    let program = Program::start(&["serve", "--port", "0", "--threads", "2"], |command| {
+        command.arg(&model).env("OMP_THREAD_LIMIT", "1");
+    });
+    let server = Server::of(program, 1).await;
+    server.becomes_ready().await;
+    server.answer(greedy("Hello", 4)).await;
+    let team = team(server.worker().await);
+    assert_eq!(team, vec![CoreSet::allowed(); 2]);
 }
 
 #[tokio::test]
