@@ -37,7 +37,7 @@ has_certificates() {
     [ ! -e /etc/debian_version ] || [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -n "${SSL_CERT_FILE:-}" ]
 }
 
-# llama.cpp would be built without OpenMP, and say so only in a warning.
+# Without it llama.cpp is built without OpenMP, and says so only in a warning.
 has_openmp() { echo '#include <omp.h>' | c++ -fopenmp -fsyntax-only -x c++ - 2>/dev/null; }
 
 required_packages() {

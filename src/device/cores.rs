@@ -35,8 +35,8 @@ impl CoreSet {
     }
 
     /// The same for the other threads of the calling one's team: all of the process that have its name (`comm` in proc(5)), which OpenMP's
-    /// have from the thread that they work for. They stay when it needs them no more, so its own mask does not reach them. Goes on where one can't be
-    /// moved, and tells the first error.
+    /// have from the thread that they work for. They stay when it needs them no more, so its own mask does not reach them. Where one
+    /// can't be moved it goes on, and tells the first error.
     pub fn pin_team(&self) -> io::Result<()> {
         let own = gettid();
         let name = name(own)?;
