@@ -205,16 +205,13 @@ def decode(bench: Bench) -> list[Row]:
     ours, by_client, engine, peer = [], [], [], []
     for _ in bench.quiet_repetitions():
         with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
+            sides = [(server, load.phone_call), (llama_server, load.openai_call)]
             for number in in_turns(server, llama_server):
-                prompt = bench.prompt()
-                for side in (server, llama_server) if number % 2 == 0 else (llama_server, server):
-                    with side.turn():
-                        call = load.phone_call if side is server else load.openai_call
-                        stream = one_stream(side, call(prompt, TURN_TOKENS))
-                    (by_client if side is server else peer).append(stream.rate)
-                    if side is server:
-                        ours.append(stream.server_rate or stream.rate)
-                        depth = stream.prompt_tokens
+                said, peer_said = load.answers(sides, number % 2 == 1, bench.prompt, TURN_TOKENS)
+                ours.append(said.server_rate or said.rate)
+                by_client.append(said.rate)
+                peer.append(peer_said.rate)
+                depth = said.prompt_tokens
                 engine.append(llama_bench(bench, depth))
     what = f"decode, one stream, {TURN_TOKENS} tokens at depth {depth}, tokens/s"
     return [paired_row(what, ours, engine, 0.97, "llama-bench"),

@@ -29,16 +29,14 @@ def first(bench) -> list[Row]:
     times: dict[int, tuple[list[float], list[float]]] = {n_tokens: ([], []) for n_tokens in PROMPT_TOKENS}
     for _ in bench.quiet_repetitions():
         with bench.ours_ready(*PLAIN) as server, bench.llama_server_ready() as llama_server:
-            sides = [(server, load.phone_call, 0), (llama_server, load.openai_call, 1)]
-            for side, _, _ in sides:
+            sides = [(server, load.phone_call), (llama_server, load.openai_call)]
+            for side, _ in sides:
                 side.pause()
             for number in range(FIRST_TURNS):
                 for n_tokens, found in times.items():
-                    prompt = reuse.text_of(n_tokens, f"{bench.prompt()[:4]}, read this:")
-                    for side, call, place in sides if number % 2 == 0 else reversed(sides):
-                        with side.turn():
-                            stream = one_stream(side, call(prompt, 2))
-                        found[place].append(stream.time_to_first_token)
+                    prompt = lambda: reuse.text_of(n_tokens, f"{bench.prompt()[:4]}, read this:")
+                    for times_of, stream in zip(found, load.answers(sides, number % 2 == 1, prompt, 2)):
+                        times_of.append(stream.time_to_first_token)
     return [paired_row(f"one stream, time to the first token after a prompt of about {n_tokens} tokens, s", *found, 1.0,
                        "llama-server", most=True) for n_tokens, found in times.items()]
 

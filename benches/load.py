@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Callable, Iterator
 from urllib.parse import urlsplit
 
+from servers import Server
+
 now = time.perf_counter
+MOST_SILENT = 8  # so many prompts are tried
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class Stream:
     @property
     def time_to_first_token(self) -> float | None:
         return self.token_times[0] - self.started if self.token_times else None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether enough was seen of it to say when it began and, if it has more than two tokens, how fast it was."""
+        return len(self.token_times) >= min(self.tokens, 2) > 0
 
     @property
     def rate(self) -> float | None:
@@ -146,6 +154,23 @@ async def send_together(port: int, calls: list[Call], timeout: float = 120.0) ->
 
 def one_stream(server, call: Call) -> Stream:
     return require(asyncio.run(send(server.port(), call)))
+
+
+Side = tuple[Server, Callable[[str, int], Call]]
+
+
+def answers(sides: list[Side], swapped: bool, prompt: Callable[[], str], n_tokens: int) -> list[Stream]:
+    """What each side says to the same prompt, in turns, the last one first if `swapped`. Asks something else where one says nothing
+    that can be timed: weights of noise may say nothing but marks, which nobody sees."""
+    for _ in range(MOST_SILENT):
+        text, streams = prompt(), {}
+        for place in reversed(range(len(sides))) if swapped else range(len(sides)):
+            server, call = sides[place]
+            with server.turn():
+                streams[place] = one_stream(server, call(text, n_tokens))
+        if all(stream.is_timed for stream in streams.values()):
+            return [streams[place] for place in range(len(sides))]
+    raise RuntimeError(f"nothing visible was said to {MOST_SILENT} prompts")
 
 
 def require(stream: Stream) -> Stream:

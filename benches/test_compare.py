@@ -50,6 +50,13 @@ class ReadingStreams(unittest.TestCase):
         stream = stream_of((1.0, NDJSON + chunk(b'{"type":"error","error":"engine died"}\n') + b"0\r\n\r\n"))
         self.assertEqual((stream.errors, stream.problem()), (["engine died"], "engine died"))
 
+    def test_what_was_not_seen_is_not_timed(self):
+        last = (b'{"type":"complete","fullText":"","timings":{"predicted_n":%d,"predicted_per_second":9.5,"prompt_n":3,"cache_n":0}}\n')
+        token = chunk(b'{"type":"token","token":"a"}\n')
+        timed = {(seen, said): stream_of((1.0, NDJSON), *[(2.0 + n, token) for n in range(seen)], (9.0, chunk(last % said) + b"0\r\n\r\n")).is_timed
+                 for seen, said in ((0, 0), (0, 64), (1, 1), (1, 64), (2, 64))}
+        self.assertEqual(timed, {(0, 0): False, (0, 64): False, (1, 1): True, (1, 64): False, (2, 64): True})
+
     def test_server_sent_events_of_llama_server(self):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
         body = (b'data: {"choices":[{"delta":{"role":"assistant","content":null}}]}\n\n'
