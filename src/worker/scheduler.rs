@@ -225,7 +225,7 @@ const TILE: u32 = 64;
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
 /// While prompts wait, answers aim at this part of the time that prompts take, or what is hardly noticed, within the limits below.
-const ANSWERS_PART: f64 = 0.09;
+const ANSWERS_PART: f64 = 0.085;
 const NOTICEABLE_MS: f64 = 5.0;
 /// Between two steps of answers prompts have at least so many times `step_ms`, about so many of their longest steps at most, and no more
 /// steps than [`PROMPTS_IN_A_ROW`].
