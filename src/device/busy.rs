@@ -11,6 +11,7 @@ pub struct Busy {
     spent: u64,
     /// Of these, what our own processes took.
     ours: u64,
+    cores: u32,
 }
 
 impl Busy {
@@ -32,6 +33,9 @@ impl Busy {
             return None;
         };
         let all: u64 = times.iter().sum();
+        let each = stat
+            .lines()
+            .filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
         let ours = processes
             .iter()
             .map(|pid| ticks(proc, *pid))
@@ -40,7 +44,13 @@ impl Busy {
             all,
             spent: all - idle - waiting,
             ours,
+            cores: u32::try_from(each.count()).unwrap_or(u32::MAX),
         })
+    }
+
+    /// How many cores these are.
+    pub fn cores(self) -> u32 {
+        self.cores
     }
 
     /// The share of all cores that others had from then until `later`.
@@ -82,6 +92,7 @@ mod tests {
         let share = before.expect("times").others_until(after.expect("times"));
         // 80 of 100 ticks were busy, 40 of them ours.
         assert_eq!(share, Some(0.4));
+        assert_eq!(before.map(Busy::cores), Some(1));
         assert_eq!(
             after.expect("times").others_until(before.expect("times")),
             None,

@@ -6,6 +6,7 @@ use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::str::FromStr;
+use std::time::Duration;
 use std::{fmt, fs};
 
 /// Cores with higher numbers are not counted: a mask of the system calls ([`CpuSet::MAX_CPU`]) has no room for them.
@@ -39,16 +40,10 @@ impl CoreSet {
     /// can't be moved it goes on, and tells the first error.
     pub fn pin_team(&self) -> io::Result<()> {
         let own = gettid();
-        let name = name(own)?;
         let mut moved = Ok(());
-        for thread in fs::read_dir("/proc/self/task")? {
-            let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
-            let Some(id) = id.and_then(Pid::from_raw).filter(|id| *id != own) else {
-                continue;
-            };
-            // One that ends meanwhile has no name and no place.
-            if self::name(id).is_ok_and(|of_it| of_it == name)
-                && let Err(error) = sched_setaffinity(Some(id), &self.mask())
+        for id in team()?.into_iter().filter(|id| *id != own) {
+            // One that ends meanwhile has no place.
+            if let Err(error) = sched_setaffinity(Some(id), &self.mask())
                 && error != Errno::SRCH
             {
                 moved = moved.and(Err(error.into()));
@@ -164,6 +159,37 @@ impl From<CoreSet> for String {
     }
 }
 
+/// How long the threads of the calling one's team, itself among them, could have run and had no core, all together since each of them
+/// began; `None` where the kernel does not tell. The second number of `schedstat` (Documentation/scheduler/sched-stats.rst), nanoseconds.
+pub fn waited_of_team() -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    for id in team().ok()? {
+        // One that ends meanwhile has waited for nothing that matters.
+        let Ok(text) = fs::read_to_string(format!("/proc/self/task/{id}/schedstat")) else {
+            continue;
+        };
+        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
+        sum += Duration::from_nanos(waited);
+    }
+    (!sum.is_zero()).then_some(sum)
+}
+
+/// The threads of this process that have the calling one's name, itself among them.
+fn team() -> io::Result<Vec<Pid>> {
+    let own = name(gettid())?;
+    let mut team = Vec::new();
+    for thread in fs::read_dir("/proc/self/task")? {
+        let id = thread?.file_name().to_str().and_then(|id| id.parse().ok());
+        // One that ends meanwhile has no name.
+        if let Some(id) = id.and_then(Pid::from_raw)
+            && name(id).is_ok_and(|name| name == own)
+        {
+            team.push(id);
+        }
+    }
+    Ok(team)
+}
+
 /// What a thread of this process is called.
 fn name(thread: Pid) -> io::Result<String> {
     fs::read_to_string(format!("/proc/self/task/{thread}/comm"))
@@ -244,5 +270,34 @@ mod tests {
             drop(end);
             thread.join().expect("no panic");
         }
+    }
+
+    /// Two threads of one name that want the same core: while one of them has it, the other one waits.
+    #[test]
+    fn what_a_team_waits_for_a_core_is_told() {
+        let busy = || {
+            let began = std::time::Instant::now();
+            while began.elapsed() < Duration::from_millis(300) {
+                std::hint::spin_loop();
+            }
+        };
+        let team = move || std::thread::Builder::new().name("waiting-team".into());
+        let own_core = || {
+            let all = CoreSet::allowed().expect("a mask");
+            let first: CoreSet = all.iter().take(1).collect();
+            first.pin().expect("a core that is allowed");
+        };
+        let engine = team().spawn(move || {
+            own_core();
+            let before = waited_of_team().unwrap_or_default();
+            let other = team().spawn(busy).expect("a thread");
+            busy();
+            let waited = waited_of_team();
+            other.join().expect("no panic");
+            waited.map(|waited| waited.saturating_sub(before))
+        });
+        let waited = engine.expect("a thread").join().expect("no panic");
+        let least = Duration::from_millis(100);
+        assert!(waited.is_some_and(|waited| waited > least), "{waited:?}");
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod cache;
 pub mod constraint;
+pub mod crowd;
 pub mod decoder;
 pub mod embedding;
 #[cfg(feature = "llama")]

@@ -590,8 +590,8 @@ mod tests {
         assert_eq!(turns[..5], few);
         assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
         let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1000));
-        assert_eq!(small, [(1, 128), (1, 128), (2, 128), (3, 128)]);
-        assert_eq!(of(44.0, 20), (1, 128), "also for a short prompt");
+        assert_eq!(small, [(1, 128), (2, 96), (2, 128), (3, 128)]);
+        assert_eq!(of(44.0, 20), (1, 192), "also for a short prompt");
         assert_eq!(of(44.0, 8), (0, 0), "a few rows");
         let mut fast = Pace::new(300);
         fast.observe(7, 0, 4.0);

@@ -6,10 +6,14 @@
 //! steps of several rows may want different ones; then the second number is chosen for the load at hand, because another number costs
 //! another context.
 //!
+//! Where other programs compute on the same cores, fewer threads are faster ([`Crowd`]).
+//!
 //! What is allowed is read anew before each step: Android takes the large cores from programs in the background, and a thread
 //! that spins without a core of its own makes every step many times slower.
 
-use crate::device::{Allowed, CoreSet, Placement, placement::FEW_ROWS};
+use super::crowd::{Crowd, Step};
+use crate::device::busy::Busy;
+use crate::device::{Allowed, CoreSet, Placement, cores, placement::FEW_ROWS};
 use rustix::process::Pid;
 use std::cell::RefCell;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -36,6 +40,10 @@ pub struct Teams {
     quota_read: Instant,
     witness: Option<Witness>,
     load: Load,
+    began: Instant,
+    crowd: Crowd,
+    /// When others' part of the cores was looked at last; known while a thread is left out.
+    busy: Option<Busy>,
 }
 
 impl Teams {
@@ -50,6 +58,9 @@ impl Teams {
             quota_read: Instant::now(),
             witness: Witness::start(),
             load: Load::default(),
+            began: Instant::now(),
+            crowd: Crowd::begin(cores::waited_of_team().unwrap_or_default()),
+            busy: None,
         }
     }
 
@@ -57,6 +68,7 @@ impl Teams {
     pub fn prepare(&mut self, rows: usize) -> Counts {
         self.look();
         self.load.note(rows);
+        self.give_back();
         let team = self.now.team(rows);
         let cores = if team.cores.is_empty() {
             &self.allowed.cores
@@ -75,16 +87,59 @@ impl Teams {
         self.counts()
     }
 
+    /// Takes in how long a step of so many rows took.
+    pub fn took(&mut self, rows: usize, took: Duration) {
+        let threads = self.left_of(self.now.team(rows).threads);
+        let step = Step {
+            rows,
+            threads,
+            took,
+        };
+        if self
+            .crowd
+            .took(step, self.began.elapsed(), cores::waited_of_team)
+        {
+            self.busy = Busy::now(&[std::process::id()]);
+            // Not an error, but why everything is slower from now on.
+            tracing::warn!(
+                step_ms = took.as_millis(),
+                rows,
+                left_out = self.crowd.left_out(),
+                "other programs compute on our cores: a thread is left out for a while"
+            );
+        }
+    }
+
+    /// Tries again with a thread that was left out, if it is time.
+    fn give_back(&mut self) {
+        let busy = &mut self.busy;
+        let others = || {
+            let now = Busy::now(&[std::process::id()])?;
+            Some(busy.replace(now)?.others_until(now)? * f64::from(now.cores()))
+        };
+        if self.crowd.look(self.began.elapsed(), others) {
+            tracing::info!(
+                left_out = self.crowd.left_out(),
+                "a thread that was left out computes again"
+            );
+        }
+    }
+
     /// Threads that the context should have now.
     pub fn counts(&self) -> Counts {
+        let several = if self.load.is_few {
+            &self.now.few
+        } else {
+            &self.now.many
+        };
         Counts {
-            one: self.now.one.threads,
-            several: if self.load.is_few {
-                self.now.few.threads
-            } else {
-                self.now.many.threads
-            },
+            one: self.left_of(self.now.one.threads),
+            several: self.left_of(several.threads),
         }
+    }
+
+    fn left_of(&self, threads: u32) -> u32 {
+        threads.saturating_sub(self.crowd.left_out()).max(1)
     }
 
     /// Reads what is allowed now.

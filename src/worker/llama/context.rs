@@ -12,7 +12,7 @@ use llama_cpp_2::context::session::{LlamaStateSeqFlags, SeqState};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use std::ops::{Deref, DerefMut};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Stands for what [`Deref`] gives.
 const THERE: &str = "a context, but while another one takes its place";
@@ -76,6 +76,11 @@ impl<'m> TeamContext<'m> {
             "another number of threads"
         );
         Ok(())
+    }
+
+    /// Takes in how long a step of so many rows took.
+    pub(super) fn took(&mut self, rows: usize, took: Duration) {
+        self.teams.took(rows, took);
     }
 
     /// What each sequence holds.

@@ -162,7 +162,9 @@ impl Decoder for LlamaDecoder<'_> {
         self.context.prepare(rows.len())?;
         let began = Instant::now();
         let decoded = self.context.decode(&mut self.batch);
-        self.padding.took(began.elapsed());
+        let took = began.elapsed();
+        self.padding.took(took);
+        self.context.took(rows.len(), took);
         for seq in &idle {
             self.remove(*seq, self.held[seq.0 as usize]);
         }

@@ -6,6 +6,10 @@ const ROWS: [u32; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 const NEW: f32 = 0.2;
 /// Before a pass of several rows was seen, each row costs this part of a whole pass. Rather too little: the first draft will tell.
 const ASSUMED: f32 = 0.2;
+/// A pass that takes less than this part of what it took before is believed at once.
+const FASTER: f32 = 0.5;
+/// Several rows take no more than this part of as many passes of one: where they did, the machine was busy with other things.
+const MOST: f32 = 1.5;
 /// With each pass, what was not seen for long gets nearer to what is assumed, by this part: after a time when the machine was busy
 /// with other things, drafts are tried again.
 const FADING: f32 = 0.001;
@@ -43,8 +47,12 @@ impl Costs {
             (Some(known), Some(expected)) if expected > 0.0 => ms * known.ms / expected,
             _ => ms,
         };
-        // A pass that the system interrupted counts as twice as long as usual, however long it took.
         let ms = known.map_or(scaled, |old| {
+            if scaled < FASTER * old.ms {
+                // What was seen before was something else's fault.
+                return scaled;
+            }
+            // A pass that the system interrupted counts as twice as long as usual, however long it took.
             old.ms + NEW * (scaled.min(2.0 * old.ms) - old.ms)
         });
         self.ms[class] = Some(Time { ms, guessed: false });
@@ -75,6 +83,9 @@ impl Costs {
         let others = self.ms.iter_mut().zip(ROWS).enumerate().skip(1);
         for (class, (time, rows)) in others {
             let assumed = assumed(one.ms, number(rows));
+            if let Some(time) = time {
+                time.ms = time.ms.min(MOST * one.ms * number(rows));
+            }
             if let Some(time) = time
                 && class != seen
                 && time.ms > assumed
@@ -200,6 +211,19 @@ mod tests {
             "{:?}",
             costs.ms(8)
         );
+    }
+
+    #[test]
+    fn a_slow_beginning_is_soon_forgotten() {
+        let mut costs = Costs::default();
+        costs.observe(1, 3000.0);
+        costs.observe(8, 4000.0);
+        costs.observe(16, 4000.0);
+        costs.observe(1, 6.0);
+        assert_eq!(costs.ms(1), Some(6.0));
+        assert!(costs.ms(8).is_some_and(|ms| ms <= 72.0), "{costs:?}");
+        costs.observe(16, 45.0);
+        assert_eq!(costs.ms(16), Some(45.0));
     }
 
     #[test]
