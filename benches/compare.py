@@ -307,12 +307,16 @@ def idle(bench: Bench) -> list[Row]:
 
 def start(bench: Bench) -> list[Row]:
     bench.model.read_bytes()  # into the page cache
-    ours, peer = [], []
+    ours, peer, asked = [], [], []
+    with bench.ours_ready() as server, bench.llama_server_ready() as llama_server:
+        # One that both have something visible to say to: a server is ready when that is seen.
+        sides = [(server, load.phone_call), (llama_server, load.openai_call)]
+        load.answers(sides, False, lambda: asked.append(bench.prompt()) or asked[-1], 4)
     for _ in bench.quiet_repetitions():
         with bench.ours() as server:
-            ours.append(first_token(server, load.phone_call(bench.prompt(), 4)) - server.exec_time)
+            ours.append(first_token(server, load.phone_call(asked[-1], 4)) - server.exec_time)
         with bench.llama_server() as server:
-            peer.append(first_token(server, load.openai_call(bench.prompt(), 4)) - server.exec_time)
+            peer.append(first_token(server, load.openai_call(asked[-1], 4)) - server.exec_time)
     row = limit_row("from exec to the first token, cached model, s", ours, 1.0)
     row.peer = f"{spread(peer)} (llama-server)"
     return [row]

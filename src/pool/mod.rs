@@ -267,6 +267,7 @@ impl Pool {
             totals.workers.queued += load.worker.queued;
             totals.workers.kv_cells += load.worker.kv_cells;
             totals.workers.kv_cells_used += load.worker.kv_cells_used;
+            totals.workers.threads_left_out += load.worker.threads_left_out;
             totals.workers.saved_bytes += load.worker.saved_bytes;
             totals.restarts += load.restarts;
         }

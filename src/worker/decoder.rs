@@ -122,6 +122,10 @@ pub trait Decoder {
     fn padding_rows(&self) -> u64 {
         0
     }
+    /// Threads that steps have less than planned, because other programs compute on the same cores.
+    fn threads_left_out(&self) -> u32 {
+        0
+    }
     /// Forgets the sequence.
     fn clear(&mut self, seq: SeqId) {
         self.truncate(seq, 0);

@@ -335,6 +335,7 @@ impl Engine<'_> {
         self.stats.kv_cells_used = count(self.cache.cells());
         self.stats.saved_bytes = self.cache.saved_bytes();
         self.stats.padding_rows = self.decoder.padding_rows();
+        self.stats.threads_left_out = self.decoder.threads_left_out();
         self.rested = false;
         let began = processor_time();
         let heard = report(Report {

@@ -179,7 +179,13 @@ impl Turns {
 fn whole_groups(rows: u32, most: u32) -> u32 {
     let longest = (rows + rows / LONGER).min(most);
     if longest >= TILE {
-        let tiles = longest / TILE * TILE;
+        // Of many tiles one more or less matters little, and who waits for the step waits for it.
+        let whole = if rows < FEW_TILES * TILE {
+            longest
+        } else {
+            rows.min(most)
+        };
+        let tiles = whole / TILE * TILE;
         // The first tile's half is nearly as good, and the step is not cut by a third.
         return if tiles == TILE && longest >= TILE + TILE / 2 {
             TILE + TILE / 2
@@ -221,7 +227,8 @@ const GROUP: u32 = 16;
 /// Attention works on tiles of so many rows of one sequence, whole or not, and on fewer rows one by one (`GGML_FA_TILE_Q`): amid a
 /// long prompt 80 rows are slower each than 64.
 const TILE: u32 = 64;
-/// A chunk may be longer by one part in so many to end with a whole group, or shorter by one part in `SHORTER`.
+const FEW_TILES: u32 = 3;
+/// A chunk may be longer by one part in so many to end with a whole group, or with one of a few tiles, or shorter by one part in `SHORTER`.
 const LONGER: u32 = 6;
 const SHORTER: u32 = 4;
 /// While prompts wait, answers aim at this part of the time that prompts take, or what is hardly noticed, within the limits below.
@@ -238,7 +245,7 @@ const GROWTH: u32 = 4;
 /// few rows to share that.
 const ALONE: f64 = 3.0;
 /// Prompts may make such a step longer by one part in so many, if they are decoded then.
-const LEFT_OVER: u32 = 4;
+const LEFT_OVER: u32 = 5;
 
 impl Pace {
     /// A pace for steps of at most `step_ms` milliseconds.
@@ -275,7 +282,12 @@ impl Pace {
             part if part <= TILE + TILE / 2 => TILE / 2,
             _ => TILE,
         };
-        part.next_multiple_of(unit).min(rows)
+        let chunk = part.next_multiple_of(unit).min(rows);
+        // What makes no whole tile goes first: it is decoded row by row, the dearer the more text is before it.
+        match (waiting - chunk) % unit {
+            odd if odd > 0 && chunk > unit && rows >= TILE => chunk - unit + odd,
+            _ => chunk,
+        }
     }
 
     fn rows_in(&self, step_ms: f64, decoding: u32, most: u32) -> u32 {
@@ -522,10 +534,10 @@ mod tests {
     fn the_end_of_a_prompt_does_not_make_the_next_one_begin_small() {
         let mut pace = Pace::new(300);
         for rows in [16, 64, 128, 3] {
-            assert!(pace.prompt_rows(1000, 128) >= rows);
+            assert!(pace.prompt_rows(1024, 128) >= rows);
             pace.observe(0, rows, 2.0 * f64::from(rows));
         }
-        assert_eq!(pace.prompt_rows(1000, 128), 128);
+        assert_eq!(pace.prompt_rows(1024, 128), 128);
     }
 
     #[test]
@@ -560,12 +572,14 @@ mod tests {
             assert!(cost(rows) <= 3.0 * 200.0 * 7.0 / 6.0, "{rows} rows");
             pace.observe(0, rows, cost(rows));
         }
-        assert_eq!(pace.prompt_rows(1000, 512), 128);
-        assert_eq!(pace.prompt_rows(160, 512), 160, "a few more are not left");
-        assert_eq!(pace.prompt_rows(161, 512), 96, "two steps");
-        assert_eq!(pace.prompt_rows(390, 512), 128, "four steps");
-        assert_eq!(pace.prompt_rows(161, 100), 96);
-        assert_eq!(pace.prompt_rows(140, 120), 96, "no room");
+        assert_eq!(pace.prompt_rows(1024, 512), 128);
+        assert_eq!(pace.prompt_rows(1000, 512), 104, "and 7 of 128");
+        assert_eq!(pace.prompt_rows(153, 512), 153, "a few more are not left");
+        assert_eq!(pace.prompt_rows(192, 512), 96, "two steps");
+        assert_eq!(pace.prompt_rows(161, 512), 65, "and one of 96");
+        assert_eq!(pace.prompt_rows(390, 512), 70, "and 5 of 64");
+        assert_eq!(pace.prompt_rows(161, 100), 65);
+        assert_eq!(pace.prompt_rows(140, 120), 76, "no room");
         assert_eq!(
             pace.prefill_rows(1, 512),
             33,
@@ -585,11 +599,11 @@ mod tests {
             between.map_or((0, 0), |between| (between.steps, between.rows))
         };
         let of = |answers_ms, waiting| within(512, answers_ms, waiting);
-        let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1000));
+        let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1024));
         let few = [(0, 0), (1, 128), (1, 128), (1, 192), (1, 192)];
         assert_eq!(turns[..5], few);
         assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
-        let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1000));
+        let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1024));
         assert_eq!(small, [(1, 128), (2, 96), (2, 128), (3, 128)]);
         assert_eq!(of(44.0, 20), (1, 192), "also for a short prompt");
         assert_eq!(of(44.0, 8), (0, 0), "a few rows");

@@ -110,6 +110,11 @@ impl Teams {
         }
     }
 
+    /// Threads that are left out now.
+    pub fn left_out(&self) -> u32 {
+        self.crowd.left_out()
+    }
+
     /// Tries again with a thread that was left out, if it is time.
     fn give_back(&mut self) {
         let busy = &mut self.busy;

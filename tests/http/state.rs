@@ -244,6 +244,7 @@ const EXPECTED: &[&str] = &[
     "pocket_llm_requests_running 0",
     "pocket_llm_kv_cells 4096",
     "pocket_llm_kv_cells_used 7",
+    "pocket_llm_threads_left_out 1",
     "pocket_llm_worker_steps_total 3",
     "pocket_llm_worker_restarts_total 0",
     "pocket_llm_cancellations_total 0",

@@ -181,6 +181,7 @@ fn step(id: RequestId, events: impl IntoIterator<Item = Event>) -> Order {
     let stats = WorkerStats {
         kv_cells: 4096,
         kv_cells_used: 7,
+        threads_left_out: 1,
         steps: 3,
         ..WorkerStats::default()
     };

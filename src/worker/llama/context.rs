@@ -83,6 +83,11 @@ impl<'m> TeamContext<'m> {
         self.teams.took(rows, took);
     }
 
+    /// Threads that steps have less than planned.
+    pub(super) fn left_out(&self) -> u32 {
+        self.teams.left_out()
+    }
+
     /// What each sequence holds.
     fn states(&self) -> Result<Vec<(i32, SeqState)>, StepError> {
         let held = (0..self.sequences).filter(|sequence| self.kv_cache_seq_pos_max(*sequence) >= 0);

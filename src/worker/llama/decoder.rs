@@ -295,6 +295,10 @@ impl Decoder for LlamaDecoder<'_> {
         self.padding_rows
     }
 
+    fn threads_left_out(&self) -> u32 {
+        self.context.left_out()
+    }
+
     fn end_embedding(&mut self) {
         if let Some(embedder) = &mut self.embedder {
             embedder.rest();
