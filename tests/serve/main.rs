@@ -20,6 +20,7 @@ mod faults;
 mod first;
 mod help;
 mod isolation;
+mod memory;
 mod outages;
 mod quota;
 mod readers;
