@@ -284,7 +284,7 @@ fn pool_registry(pool: &Pool) -> Registry {
     gauge("request_places", "Requests that may run or wait at once for one model", pool.places());
     gauge("kv_cells", "KV cells in all", worker.kv_cells);
     gauge("kv_cells_used", "KV cells that hold tokens, kept ones included", worker.kv_cells_used);
-    gauge("threads_left_out", "Threads that do not compute now because other programs take cores", worker.threads_left_out);
+    gauge("threads_left_out", "Threads that the last step had less than planned because its cores were taken", worker.threads_left_out);
 
     let saved = ConstGauge::new(i64::try_from(worker.saved_bytes).unwrap_or(i64::MAX));
     registry.register_with_unit("prompt_cache", "States of earlier prompts beside the KV cache", Unit::Bytes, saved);

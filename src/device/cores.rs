@@ -4,6 +4,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::io;
 use std::str::FromStr;
 use std::time::Duration;
@@ -159,19 +160,39 @@ impl From<CoreSet> for String {
     }
 }
 
-/// How long the threads of the calling one's team, itself among them, could have run and had no core, all together since each of them
-/// began; `None` where the kernel does not tell. The second number of `schedstat` (Documentation/scheduler/sched-stats.rst), nanoseconds.
-pub fn waited_of_team() -> Option<Duration> {
-    let mut sum = Duration::ZERO;
-    for id in team().ok()? {
-        // One that ends meanwhile has waited for nothing that matters.
-        let Ok(text) = fs::read_to_string(format!("/proc/self/task/{id}/schedstat")) else {
-            continue;
-        };
-        let waited = text.split_whitespace().nth(1)?.parse().ok()?;
-        sum += Duration::from_nanos(waited);
+/// How long the threads of a team could have run and had no core. The second number of `schedstat`
+/// (Documentation/scheduler/sched-stats.rst), nanoseconds.
+#[derive(Debug, Default)]
+pub struct Waits {
+    of_each: HashMap<Pid, Duration>,
+    total: Duration,
+}
+
+impl Waits {
+    /// What the threads of the calling one's team, itself among them, have waited so far, all together, also those that have ended
+    /// since this was asked last; `None` where the kernel does not tell.
+    pub fn total(&mut self) -> Option<Duration> {
+        let mut of_each = HashMap::new();
+        for id in team().ok()? {
+            // One that ends meanwhile has waited for nothing that matters.
+            let Ok(text) = fs::read_to_string(format!("/proc/self/task/{id}/schedstat")) else {
+                continue;
+            };
+            let waited = text.split_whitespace().nth(1)?.parse().ok()?;
+            of_each.insert(id, Duration::from_nanos(waited));
+        }
+        Some(self.add(of_each))
     }
-    (!sum.is_zero()).then_some(sum)
+
+    fn add(&mut self, of_each: HashMap<Pid, Duration>) -> Duration {
+        for (id, waited) in &of_each {
+            // One that waited less before is another one with the same id.
+            let before = self.of_each.get(id).copied().unwrap_or_default();
+            self.total += waited.checked_sub(before).unwrap_or(*waited);
+        }
+        self.of_each = of_each;
+        self.total
+    }
 }
 
 /// The threads of this process that have the calling one's name, itself among them.
@@ -272,6 +293,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_threads_have_waited_never_becomes_less() {
+        let mut waits = Waits::default();
+        let mut add = |each: &[(i32, u64)]| {
+            let of_each = each
+                .iter()
+                .filter_map(|(id, ms)| Some((Pid::from_raw(*id)?, Duration::from_millis(*ms))));
+            waits.add(of_each.collect()).as_millis()
+        };
+        assert_eq!(add(&[(1, 10), (2, 100)]), 110);
+        assert_eq!(add(&[(1, 15), (2, 100)]), 115);
+        assert_eq!(add(&[(1, 20)]), 120, "one has ended");
+        assert_eq!(add(&[(1, 20), (3, 7)]), 127, "a new one");
+        assert_eq!(add(&[(1, 20), (3, 2)]), 129, "another one with its id");
+    }
+
     /// Two threads of one name that want the same core: while one of them has it, the other one waits.
     #[test]
     fn what_a_team_waits_for_a_core_is_told() {
@@ -289,10 +326,11 @@ mod tests {
         };
         let engine = team().spawn(move || {
             own_core();
-            let before = waited_of_team().unwrap_or_default();
+            let mut waits = Waits::default();
+            let before = waits.total().unwrap_or_default();
             let other = team().spawn(busy).expect("a thread");
             busy();
-            let waited = waited_of_team();
+            let waited = waits.total();
             other.join().expect("no panic");
             waited.map(|waited| waited.saturating_sub(before))
         });

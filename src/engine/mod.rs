@@ -592,7 +592,7 @@ pub struct WorkerStats {
     pub kv_cells: u32,
     /// Bytes that embeddings take beside what the model was planned with, while there are some to make.
     pub embedding_bytes: u64,
-    /// Threads that are left out of steps now, because other programs compute on the same cores.
+    /// Threads that the last step had less than planned, because other programs or a quota took its cores.
     pub threads_left_out: u32,
     /// Steps since the worker started.
     pub steps: u64,

@@ -122,7 +122,7 @@ pub trait Decoder {
     fn padding_rows(&self) -> u64 {
         0
     }
-    /// Threads that steps have less than planned, because other programs compute on the same cores.
+    /// Threads that the last step had less than planned, because its cores were taken.
     fn threads_left_out(&self) -> u32 {
         0
     }

@@ -23,6 +23,7 @@ pub mod speculation;
 pub mod teams;
 pub mod text;
 pub mod tools;
+pub mod watch;
 
 use crate::engine::Token;
 use crate::engine::wire::{self, BUILD, FromWorker, RequestId, ToWorker};

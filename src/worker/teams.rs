@@ -6,16 +6,17 @@
 //! steps of several rows may want different ones; then the second number is chosen for the load at hand, because another number costs
 //! another context.
 //!
-//! Where other programs compute on the same cores, fewer threads are faster ([`Crowd`]).
+//! Where other programs compute on the same cores, fewer threads are faster ([`Watch`]).
 //!
 //! What is allowed is read anew before each step: Android takes the large cores from programs in the background, and a thread
 //! that spins without a core of its own makes every step many times slower.
 
-use super::crowd::{Crowd, Step};
-use crate::device::busy::Busy;
-use crate::device::{Allowed, CoreSet, Placement, cores, placement::FEW_ROWS};
+use super::crowd::Step;
+use super::watch::{Watch, cores_of};
+use crate::device::{Allowed, CoreSet, Placement, Team, placement::FEW_ROWS};
 use rustix::process::Pid;
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -40,15 +41,20 @@ pub struct Teams {
     quota_read: Instant,
     witness: Option<Witness>,
     load: Load,
-    began: Instant,
-    crowd: Crowd,
-    /// When others' part of the cores was looked at last; known while a thread is left out.
-    busy: Option<Busy>,
+    watch: Rc<RefCell<Watch>>,
+    /// 0, or 1 for a model that drafts for the first one.
+    model: usize,
+    /// Threads that the last step had less than planned.
+    left_out: u32,
 }
 
 impl Teams {
     /// Must be made on the engine thread, before it is pinned anywhere.
     pub fn new(planned: Placement) -> Self {
+        Self::watched(planned, Watch::default())
+    }
+
+    fn watched(planned: Placement, watch: Watch) -> Self {
         let allowed = Allowed::here();
         let now = planned.within(&allowed);
         Self {
@@ -58,9 +64,19 @@ impl Teams {
             quota_read: Instant::now(),
             witness: Witness::start(),
             load: Load::default(),
-            began: Instant::now(),
-            crowd: Crowd::begin(cores::waited_of_team().unwrap_or_default()),
-            busy: None,
+            watch: Rc::new(RefCell::new(watch)),
+            model: 0,
+            left_out: 0,
+        }
+    }
+
+    /// The same teams for a model that drafts on the same threads.
+    #[must_use]
+    pub fn of_partner(&self) -> Self {
+        Self {
+            watch: Rc::clone(&self.watch),
+            model: 1,
+            ..Self::watched(self.planned.clone(), Watch::default())
         }
     }
 
@@ -68,13 +84,10 @@ impl Teams {
     pub fn prepare(&mut self, rows: usize) -> Counts {
         self.look();
         self.load.note(rows);
-        self.give_back();
+        let team = self.team(rows);
+        self.watch.borrow_mut().prepare(team, &self.allowed);
         let team = self.now.team(rows);
-        let cores = if team.cores.is_empty() {
-            &self.allowed.cores
-        } else {
-            &team.cores
-        };
+        let cores = cores_of(team, &self.allowed);
         if team.threads > 1 {
             pin_team(cores);
         }
@@ -84,67 +97,48 @@ impl Teams {
         {
             tracing::debug!(%error, %cores, "the engine thread stays where it is");
         }
+        self.left_out = self.team(rows).threads - self.threads(self.team(rows));
         self.counts()
     }
 
     /// Takes in how long a step of so many rows took.
     pub fn took(&mut self, rows: usize, took: Duration) {
-        let threads = self.left_of(self.now.team(rows).threads);
+        let team = self.team(rows);
         let step = Step {
+            model: self.model,
             rows,
-            threads,
+            threads: self.threads(team),
             took,
         };
-        if self
-            .crowd
-            .took(step, self.began.elapsed(), cores::waited_of_team)
-        {
-            self.busy = Busy::now(&[std::process::id()]);
-            // Not an error, but why everything is slower from now on.
-            tracing::warn!(
-                step_ms = took.as_millis(),
-                rows,
-                left_out = self.crowd.left_out(),
-                "other programs compute on our cores: a thread is left out for a while"
-            );
-        }
+        self.watch.borrow_mut().took(team, &self.allowed, step);
     }
 
-    /// Threads that are left out now.
+    /// Threads that the last step had less than planned.
     pub fn left_out(&self) -> u32 {
-        self.crowd.left_out()
-    }
-
-    /// Tries again with a thread that was left out, if it is time.
-    fn give_back(&mut self) {
-        let busy = &mut self.busy;
-        let others = || {
-            let now = Busy::now(&[std::process::id()])?;
-            Some(busy.replace(now)?.others_until(now)? * f64::from(now.cores()))
-        };
-        if self.crowd.look(self.began.elapsed(), others) {
-            tracing::info!(
-                left_out = self.crowd.left_out(),
-                "a thread that was left out computes again"
-            );
-        }
+        self.left_out
     }
 
     /// Threads that the context should have now.
     pub fn counts(&self) -> Counts {
-        let several = if self.load.is_few {
-            &self.now.few
-        } else {
-            &self.now.many
-        };
         Counts {
-            one: self.left_of(self.now.one.threads),
-            several: self.left_of(several.threads),
+            one: self.threads(self.team(1)),
+            several: self.threads(self.team(FEW_ROWS)),
         }
     }
 
-    fn left_of(&self, threads: u32) -> u32 {
-        threads.saturating_sub(self.crowd.left_out()).max(1)
+    /// The team whose threads a step of so many rows has: llama.cpp has one number for all steps of several.
+    fn team(&self, rows: usize) -> &Team {
+        match rows {
+            0 | 1 => &self.now.one,
+            _ if self.load.is_few => &self.now.few,
+            _ => &self.now.many,
+        }
+    }
+
+    /// Threads of a team that compute now.
+    fn threads(&self, team: &Team) -> u32 {
+        let left_out = self.watch.borrow().left_out(team);
+        team.threads.saturating_sub(left_out).max(1)
     }
 
     /// Reads what is allowed now.
@@ -171,6 +165,7 @@ impl Teams {
         );
         self.allowed = allowed;
         self.now = now;
+        self.watch.borrow_mut().forget();
     }
 }
 
@@ -266,7 +261,7 @@ impl Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Team;
+    use crate::worker::watch::Source;
 
     fn placement(one: u32, few: u32, many: u32, cores: &CoreSet) -> Placement {
         let team = |threads| Team {
@@ -339,6 +334,45 @@ mod tests {
             assert_eq!(CoreSet::allowed(), Some(all));
         });
         followed.join().expect("no panic");
+    }
+
+    /// Its threads wait for cores whenever they compute.
+    #[derive(Debug, Default)]
+    struct Crowded(Duration);
+
+    impl Source for Crowded {
+        fn waited(&mut self) -> Option<Duration> {
+            self.0 += Duration::from_secs(1);
+            Some(self.0)
+        }
+
+        fn others(&mut self, _: &CoreSet) -> Option<f64> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_crowd_takes_a_thread_from_both_models() {
+        let crowded = alone("crowded", || {
+            let most = Allowed::here().threads().min(2);
+            if most < 2 {
+                return;
+            }
+            let planned = placement(most, most, most, &CoreSet::default());
+            let mut teams = Teams::watched(planned, Watch::with(Box::<Crowded>::default()));
+            let mut partner = teams.of_partner();
+            assert_eq!(partner.prepare(1).one, 2);
+            partner.took(1, Duration::from_secs(1));
+            assert_eq!(partner.prepare(1), Counts { one: 1, several: 1 });
+            assert_eq!(
+                (partner.left_out(), teams.left_out()),
+                (1, 0),
+                "of the last step"
+            );
+            assert_eq!(teams.prepare(1), Counts { one: 1, several: 1 });
+            assert_eq!(teams.left_out(), 1);
+        });
+        crowded.join().expect("no panic");
     }
 
     #[test]

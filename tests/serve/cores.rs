@@ -10,6 +10,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lets all threads of a process run on these cores only, as a move to another cpuset does.
 fn confine(pid: u32, cores: &CoreSet) {
@@ -102,6 +104,51 @@ async fn a_team_stays_between_steps_whatever_the_environment_says() {
     server.answer(greedy("Hello", 4)).await;
     let team = team(server.worker().await);
     assert_eq!(team, vec![CoreSet::allowed(); 2]);
+}
+
+/// Takes all cores from others, until it is dropped.
+struct Hogs(Arc<AtomicBool>);
+
+impl Hogs {
+    fn start(count: u32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..count {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || while !over.load(Ordering::Relaxed) {});
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_thread_is_left_out_where_others_compute() {
+    let cores = pocket_llm::device::allowed_threads();
+    if cores < 2 {
+        eprintln!("skipped: there is one core here, and no thread to leave out");
+        return;
+    }
+    let server = Server::start(&["--threads", "2"]).await;
+    let worker = server.worker().await;
+    let mut prompt = greedy("Tell me a story.", 1000);
+    prompt["ignoreEos"] = true.into();
+    let mut stream = server.stream(NDJSON, &prompt).await;
+    stream.speaks().await;
+    let hogs = Hogs::start(cores);
+    server
+        .metric_becomes("pocket_llm_threads_left_out", 1)
+        .await;
+    drop(hogs);
+    let warned = |line: &str| line.contains("WARN") && line.contains("some are left out");
+    assert!(server.program.errors().lines().any(warned));
+    // The same worker goes on where it was.
+    stream.speaks().await;
+    assert_eq!(server.worker().await, worker);
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl<'m> TeamContext<'m> {
         self.teams.took(rows, took);
     }
 
-    /// Threads that steps have less than planned.
+    /// Threads that the last step had less than planned.
     pub(super) fn left_out(&self) -> u32 {
         self.teams.left_out()
     }

@@ -164,7 +164,10 @@ impl Decoder for LlamaDecoder<'_> {
         let decoded = self.context.decode(&mut self.batch);
         let took = began.elapsed();
         self.padding.took(took);
-        self.context.took(rows.len(), took);
+        // One that failed at once is not a fast one.
+        if decoded.is_ok() {
+            self.context.took(rows.len(), took);
+        }
         for seq in &idle {
             self.remove(*seq, self.held[seq.0 as usize]);
         }

@@ -118,14 +118,14 @@ impl Partner {
         weight
     }
 
-    /// Its sequences. To be made and used on the engine thread.
+    /// Its sequences, computed by these teams. To be made and used on the engine thread.
     pub(super) fn decoder(
         &self,
         backend: &'static LlamaBackend,
         config: &WorkerConfig,
+        teams: Teams,
     ) -> Result<LlamaDecoder<'_>, String> {
         let params = context_params(&self.plan, config).map_err(|error| error.to_string())?;
-        let teams = Teams::new(config.placement());
         let context = TeamContext::new(backend, &self.model, params, teams)
             .map_err(|error| format!("it can't be given a context: {error}"))?;
         let info = describe(&self.header, &self.model, &self.plan, context.n_ctx());

@@ -63,6 +63,7 @@ impl Backend for Llama {
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
         // once is not sound.
         let teams = Teams::new(config.placement());
+        let partner_teams = teams.of_partner();
         let params = context_params(&plan, config)?;
         let context = TeamContext::new(backend, &model, params, teams)
             .map_err(|_| failed(&config.model, "can't be given a context"))?;
@@ -73,7 +74,7 @@ impl Backend for Llama {
         let partner = draft::load(backend, config, &info, &*vocab);
         let mut partner_decoder = None;
         if let Some(partner) = &partner {
-            match partner.decoder(backend, config) {
+            match partner.decoder(backend, config, partner_teams) {
                 Ok(decoder) => {
                     info.draft_model = Some(partner.name().to_owned());
                     partner_decoder = Some((decoder, partner.weight(&info)));
