@@ -181,7 +181,7 @@ impl Waits {
             let waited = text.split_whitespace().nth(1)?.parse().ok()?;
             of_each.insert(id, Duration::from_nanos(waited));
         }
-        Some(self.add(of_each))
+        (!of_each.is_empty()).then(|| self.add(of_each))
     }
 
     fn add(&mut self, of_each: HashMap<Pid, Duration>) -> Duration {
@@ -335,6 +335,11 @@ mod tests {
             waited.map(|waited| waited.saturating_sub(before))
         });
         let waited = engine.expect("a thread").join().expect("no panic");
+        let own = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+        if own.is_empty() || own.starts_with("0 0 ") {
+            eprintln!("skipped: this kernel does not tell");
+            return;
+        }
         let least = Duration::from_millis(100);
         assert!(waited.is_some_and(|waited| waited > least), "{waited:?}");
     }

@@ -6,6 +6,7 @@
 //!
 //! Pure book-keeping for one team: no clock, no files.
 
+use crate::device::placement::FEW_ROWS;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -17,29 +18,31 @@ const CROWDED: f64 = 0.4;
 const SLOWER: f64 = 1.5;
 /// Where it is not known what steps take at their best, so many.
 const CROWDED_AT_FIRST: f64 = 0.6;
-/// Where no more were missing, steps are as fast as they can be.
-const QUIET: f64 = 0.1;
-/// In such a window the fastest time of a size that it saw grows by this part: the middle of a long text is slower than its beginning.
+/// Where no more than this part of a core was missing for each thread, steps are as fast as they can be.
+const QUIET: f64 = 0.05;
+/// In such a window the fastest times of a size that it saw grow by this part: the middle of a long text is slower than its beginning, and a
+/// warm processor slower than a cool one.
 const FADING: f64 = 0.01;
-/// So long threads are left out before they are tried again; after each trial in vain twice as long, up to the longest.
+/// So long threads are left out before they are tried again; after each trial in vain twice as long, up to the longest, and half as long
+/// after each that was not.
 const FIRST_REST: Duration = Duration::from_secs(4);
 const LONGEST_REST: Duration = Duration::from_secs(64);
-/// After so many windows a trial was not in vain.
+/// After so many windows, or so long, a trial was not in vain.
 const TRIAL: u32 = 8;
+const TRIAL_SPAN: Duration = Duration::from_secs(8);
 /// Where it is known how many cores nobody has, threads are tried again when it is so many at least, or after the longest rest. It is looked
 /// at this often.
 const SPARE: f64 = 0.7;
 const LOOK: Duration = Duration::from_secs(1);
-/// Steps of up to so many rows, as a power of two, are told apart.
-const SIZES: u32 = 12;
 
-/// Seconds of the fastest step of a kind.
+/// Seconds of the fastest step of a kind: of a whole step, or of a row where that is what steps of many rows have in common.
 type Fastest = HashMap<Kind, f64>;
 
 /// Steps that take alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     model: usize,
+    /// Rows: that many, or up to so many.
     size: u32,
     threads: u32,
 }
@@ -145,7 +148,8 @@ impl Crowd {
         if self.trial > 0 {
             self.trial -= 1;
             if self.trial == 0 {
-                (self.rest, self.in_vain) = (FIRST_REST, false);
+                self.rest = (self.rest / 2).max(FIRST_REST);
+                self.in_vain = false;
             }
         }
         0
@@ -158,8 +162,9 @@ impl Crowd {
             return 0;
         }
         self.looked = now;
-        let rest = match spare() {
-            // Somebody else may have said that, as a quota does, or a file that knows of this container alone.
+        let spare = spare();
+        let rest = match spare {
+            // Not believed after a trial in vain: a quota takes cores that nobody has, and a file may know of this container alone.
             Some(spare) if spare >= SPARE && !self.in_vain => Duration::ZERO,
             Some(spare) if spare < SPARE => LONGEST_REST,
             _ => self.rest,
@@ -167,7 +172,8 @@ impl Crowd {
         if now.saturating_sub(self.since) < rest {
             return 0;
         }
-        let tried = self.left_out.div_ceil(2);
+        let most = spare.map_or(u32::MAX, |spare| whole(spare).max(1));
+        let tried = self.left_out.div_ceil(2).min(most);
         self.left_out -= tried;
         self.since = now;
         self.trial = TRIAL;
@@ -176,28 +182,28 @@ impl Crowd {
     }
 
     fn leave_out(&mut self, threads: u32, missing: f64, now: Duration) -> u32 {
-        if self.trial > 0 {
+        if self.trial > 0 && now.saturating_sub(self.since) < TRIAL_SPAN {
             self.in_vain = true;
             self.rest = (2 * self.rest).min(LONGEST_REST);
         }
         self.trial = 0;
         self.window = None;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "rounded, and a few"
-        )]
-        let more = (missing.round() as u32).clamp(1, threads - 1);
+        // A crowd that is larger takes another window; one that was over at once has not cost all.
+        let more = whole(missing).clamp(1, (threads / 2).max(1));
         self.left_out += more;
         (self.since, self.looked) = (now, now);
         more
     }
 
     fn learn(&mut self, window: &Window, missing: f64) {
-        let fading = if missing < QUIET { 1.0 + FADING } else { 1.0 };
         for (kind, seen) in &window.fastest {
+            if missing < (QUIET * f64::from(kind.threads)).min(CROWDED) {
+                let alike = |other: &Kind| (other.model, other.size) == (kind.model, kind.size);
+                let fading = self.fastest.iter_mut().filter(|(other, _)| alike(other));
+                fading.for_each(|(_, known)| *known *= 1.0 + FADING);
+            }
             match self.fastest.get_mut(kind) {
-                Some(known) => *known = seen.min(*known * fading),
+                Some(known) => *known = seen.min(*known),
                 None if missing < CROWDED => {
                     self.fastest.insert(*kind, *seen);
                 }
@@ -220,15 +226,15 @@ impl Window {
     }
 
     fn note(&mut self, step: Step, fastest: &Fastest) {
-        let kind = step.kind();
+        let (kind, units) = step.kind();
         let took = step.took.as_secs_f64();
         self.took += took;
         if let Some(least) = kind.with_a_thread_less(fastest) {
             self.known += took;
-            self.expected += least;
+            self.expected += least * units;
         }
-        let seen = self.fastest.entry(kind).or_insert(took);
-        *seen = seen.min(took);
+        let seen = self.fastest.entry(kind).or_insert(f64::INFINITY);
+        *seen = seen.min(took / units);
     }
 
     /// Cores that were missing on average until the next one began.
@@ -247,25 +253,43 @@ impl Window {
 }
 
 impl Step {
-    /// Sizes are 1, 2, 3 to 4, 5 to 8 rows and so on.
-    fn kind(self) -> Kind {
-        let size = self.rows.max(1).next_power_of_two().trailing_zeros();
-        Kind {
+    /// Its kind, and by what its time is divided. A pass of a few rows takes what their number says, one of many as long as it has rows.
+    fn kind(self) -> (Kind, f64) {
+        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX).max(1);
+        let few = self.rows <= FEW_ROWS;
+        let kind = Kind {
             model: self.model,
-            size: size.min(SIZES - 1),
+            size: if few {
+                rows
+            } else {
+                rows.checked_next_power_of_two().unwrap_or(u32::MAX)
+            },
             threads: self.threads,
-        }
+        };
+        (kind, if few { 1.0 } else { f64::from(rows) })
     }
 }
 
 impl Kind {
-    /// Seconds that such a step takes at its best with a thread less, or at most, where that was not seen.
+    /// What such a step takes at its best with a thread less, or at most: with fewer still, or scaled from what it takes with all.
     fn with_a_thread_less(self, fastest: &Fastest) -> Option<f64> {
-        let threads = self.threads.saturating_sub(1).max(1);
-        let less = fastest.get(&Self { threads, ..self }).copied();
-        let scaled = || Some(fastest.get(&self)? * f64::from(self.threads) / f64::from(threads));
-        less.or_else(scaled)
+        let most = self.threads.saturating_sub(1).max(1);
+        let known = |threads| fastest.get(&Self { threads, ..self }).copied();
+        let scaled = known(self.threads).map(|all| all * f64::from(self.threads) / f64::from(most));
+        let less = (1..=most).rev().find_map(known);
+        less.into_iter().chain(scaled).reduce(f64::min)
     }
+}
+
+/// The nearest number of whole cores.
+fn whole(cores: f64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, and a few"
+    )]
+    let whole = cores.max(0.0).round() as u32;
+    whole
 }
 
 #[cfg(test)]
@@ -365,7 +389,7 @@ mod tests {
         machine.rest();
         machine.steps(1000, 6 * MS, QUIETLY);
         machine.steps(1, 3000 * MS, 3000 * MS);
-        assert_eq!(machine.rest(), 4, "another crowd");
+        assert_eq!(machine.rest(), 32, "another crowd");
     }
 
     #[test]
@@ -393,10 +417,10 @@ mod tests {
             rests.push((machine.rest(), machine.computing()));
         }
         assert_eq!(rests, [(4, 7), (4, 8)]);
-        // The last one always stays.
+        // An app that starts may have all for a moment: half of them stay, and the last one always.
         machine.steps(1000, 6 * MS, QUIETLY);
         machine.steps(1, 1000 * MS, 9000 * MS);
-        assert_eq!(machine.computing(), 1);
+        assert_eq!(machine.computing(), 4);
         (0..99).for_each(|_| {
             machine.step(1, 3000 * MS, 3000 * MS);
             assert!(machine.computing() >= 1);
@@ -440,6 +464,28 @@ mod tests {
         // Prompts take the longer, the fewer threads compute.
         assert!(!machine.step(128, 400 * MS, 200 * MS));
         assert_eq!(machine.crowd.left_out(), 0);
+    }
+
+    #[test]
+    fn a_longer_step_of_more_rows_is_no_slower() {
+        let mut machine = machine(8);
+        (0..9).for_each(|_| assert!(!machine.step(70, 100 * MS, Duration::ZERO)));
+        (0..99).for_each(|_| assert!(!machine.step(128, 183 * MS, 91 * MS)));
+        (0..9).for_each(|_| assert!(!machine.step(2, 40 * MS, Duration::ZERO)));
+        (0..99).for_each(|_| assert!(!machine.step(12, 80 * MS, 40 * MS)));
+        assert!(machine.step(128, 900 * MS, 600 * MS));
+    }
+
+    #[test]
+    fn a_trial_is_judged_by_what_still_fewer_threads_took() {
+        let mut machine = machine(8);
+        // It begins in a crowd, in which it has seen five threads.
+        machine.steps(1, 1000 * MS, 3000 * MS);
+        machine.steps(400, 10 * MS, QUIETLY);
+        assert_eq!(machine.steps(9, 10 * MS, QUIETLY), 1, "seven are tried");
+        assert!(machine.steps(9, 60 * MS, 30 * MS) < 9);
+        // Another one, and nothing known of six or seven.
+        assert_eq!(machine.computing(), 6);
     }
 
     #[test]
@@ -496,19 +542,20 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_powers_of_two() {
-        let size = |rows| {
+    fn many_rows_are_told_apart_by_powers_of_two() {
+        let kind = |rows| {
             let step = Step {
                 model: 0,
                 rows,
                 threads: 1,
                 took: MS,
             };
-            step.kind().size
+            let (kind, _) = step.kind();
+            kind.size
         };
         assert_eq!(
-            [0, 1, 2, 3, 4, 5, 128, 2048, 1 << 40].map(size),
-            [0, 0, 1, 2, 2, 3, 7, 11, 11]
+            [0, 1, 2, 3, 15, 16, 17, 32, 33, 128, 1 << 40].map(kind),
+            [1, 1, 2, 3, 15, 16, 32, 32, 64, 128, u32::MAX]
         );
     }
 }

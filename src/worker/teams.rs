@@ -86,7 +86,6 @@ impl Teams {
         self.load.note(rows);
         let team = self.team(rows);
         self.watch.borrow_mut().prepare(team, &self.allowed);
-        let team = self.now.team(rows);
         let cores = cores_of(team, &self.allowed);
         if team.threads > 1 {
             pin_team(cores);
@@ -99,6 +98,12 @@ impl Teams {
         }
         self.left_out = self.team(rows).threads - self.threads(self.team(rows));
         self.counts()
+    }
+
+    /// Takes in that a step of so many rows begins, with a context that is as it should be.
+    pub fn begins(&mut self, rows: usize) {
+        let team = self.team(rows);
+        self.watch.borrow_mut().begins(team);
     }
 
     /// Takes in how long a step of so many rows took.
@@ -126,7 +131,7 @@ impl Teams {
         }
     }
 
-    /// The team whose threads a step of so many rows has: llama.cpp has one number for all steps of several.
+    /// The team that a step of so many rows has: llama.cpp has one number of threads for all steps of several.
     fn team(&self, rows: usize) -> &Team {
         match rows {
             0 | 1 => &self.now.one,
@@ -346,7 +351,7 @@ mod tests {
             Some(self.0)
         }
 
-        fn others(&mut self, _: &CoreSet) -> Option<f64> {
+        fn others(&mut self, _: &Team, _: &CoreSet) -> Option<f64> {
             None
         }
     }
@@ -362,6 +367,7 @@ mod tests {
             let mut teams = Teams::watched(planned, Watch::with(Box::<Crowded>::default()));
             let mut partner = teams.of_partner();
             assert_eq!(partner.prepare(1).one, 2);
+            partner.begins(1);
             partner.took(1, Duration::from_secs(1));
             assert_eq!(partner.prepare(1), Counts { one: 1, several: 1 });
             assert_eq!(

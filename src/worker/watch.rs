@@ -17,15 +17,15 @@ const TEAMS: usize = 8;
 pub trait Source: std::fmt::Debug {
     /// How long the calling thread's team has waited for cores so far, all threads together.
     fn waited(&mut self) -> Option<Duration>;
-    /// How many of these cores others have had since this was asked last.
-    fn others(&mut self, cores: &CoreSet) -> Option<f64>;
+    /// How many of a team's cores others have had since this was asked last of that team.
+    fn others(&mut self, team: &Team, cores: &CoreSet) -> Option<f64>;
 }
 
 /// The system's files.
 #[derive(Debug, Default)]
 struct Files {
     waits: Waits,
-    busy: Vec<(CoreSet, Busy)>,
+    busy: Vec<(Team, Busy)>,
 }
 
 impl Source for Files {
@@ -33,14 +33,14 @@ impl Source for Files {
         self.waits.total()
     }
 
-    fn others(&mut self, cores: &CoreSet) -> Option<f64> {
+    fn others(&mut self, team: &Team, cores: &CoreSet) -> Option<f64> {
         let now = Busy::on(cores, &[std::process::id()])?;
-        let place = self.busy.iter().position(|(of, _)| of == cores);
+        let place = self.busy.iter().position(|(of, _)| of == team);
         let before = place.map(|place| self.busy.swap_remove(place).1);
         if self.busy.len() >= TEAMS {
             self.busy.clear();
         }
-        self.busy.push((cores.clone(), now));
+        self.busy.push((team.clone(), now));
         Some(before?.others_until(now)? * f64::from(now.cores()))
     }
 }
@@ -78,10 +78,16 @@ impl Watch {
         crowd.map_or(0, |(_, crowd)| crowd.left_out())
     }
 
-    /// Gets ready for a step of this team, where so much is allowed.
+    /// Gets ready for a step of this team, where so much is allowed. The number of its threads may be another one then.
     pub fn prepare(&mut self, team: &Team, allowed: &Allowed) {
         let now = self.began.elapsed();
         self.prepare_at(now, team, allowed);
+    }
+
+    /// Takes in that a step of this team begins.
+    pub fn begins(&mut self, team: &Team) {
+        let now = self.began.elapsed();
+        self.begins_at(now, team);
     }
 
     /// Takes in a step of this team, where so much is allowed.
@@ -107,7 +113,7 @@ impl Watch {
         let computing = team.threads.saturating_sub(crowd.left_out());
         let spare = || {
             let cores = cores_of(team, allowed);
-            let others = source.others(cores)?;
+            let others = source.others(team, cores)?;
             Some(f64::from(cores.count()) - others - f64::from(computing))
         };
         let tried = crowd.look(now, spare);
@@ -117,7 +123,12 @@ impl Watch {
                 "threads that were left out compute again"
             );
         }
-        crowd.begins(now, || source.waited());
+    }
+
+    fn begins_at(&mut self, now: Duration, team: &Team) {
+        let Self { source, crowds, .. } = self;
+        let place = place(crowds, team);
+        crowds[place].1.begins(now, || source.waited());
     }
 
     fn took_at(&mut self, now: Duration, team: &Team, allowed: &Allowed, step: Step) {
@@ -127,7 +138,7 @@ impl Watch {
         let more = crowds[place].1.took(step, now, || source.waited());
         if more > 0 {
             // What comes is looked at from now on.
-            source.others(cores_of(team, allowed));
+            source.others(team, cores_of(team, allowed));
             // Not an error, but why everything is slower from now on.
             tracing::warn!(
                 step_ms = step.took.as_millis(),
@@ -180,7 +191,7 @@ mod tests {
             Some(self.waited.get())
         }
 
-        fn others(&mut self, _: &CoreSet) -> Option<f64> {
+        fn others(&mut self, _: &Team, _: &CoreSet) -> Option<f64> {
             self.others.get()
         }
     }
@@ -215,7 +226,13 @@ mod tests {
 
         /// A step of a team, and how many of its threads are left out after it.
         fn step(&mut self, team: &Team, model: usize, took: Duration, waited: Duration) -> u32 {
+            let before = self.watch.left_out(team);
             self.watch.prepare_at(self.now, team, &self.allowed);
+            if self.watch.left_out(team) != before {
+                // Another context.
+                self.now += 300 * MS;
+            }
+            self.watch.begins_at(self.now, team);
             self.now += took;
             self.machine.waited.set(self.machine.waited.get() + waited);
             let step = Step {
@@ -259,6 +276,18 @@ mod tests {
         assert_eq!(phone.step(&all, 0, 900 * MS, 900 * MS), 1);
         let steps = (1..9999).find(|_| phone.step(&all, 0, 10 * MS, Duration::ZERO) == 0);
         assert_eq!(steps, Some(6401), "the longest rest");
+    }
+
+    #[test]
+    fn the_time_of_another_context_is_no_part_of_a_trial() {
+        let both = team(2, "");
+        let mut phone = Phone::new();
+        assert_eq!(phone.step(&both, 0, 900 * MS, 800 * MS), 1);
+        let steps = (1..999).find(|_| phone.step(&both, 0, 10 * MS, Duration::ZERO) == 0);
+        assert_eq!(steps, Some(401));
+        // 0.7 of a core is missing, of which there were 0.3 with the change.
+        let steps = (1..999).find(|_| phone.step(&both, 0, 20 * MS, 14 * MS) == 1);
+        assert!(steps.is_some_and(|steps| steps < 20), "{steps:?}");
     }
 
     /// Passes of a model that drafts are slower or faster than the other one's, on the same threads.

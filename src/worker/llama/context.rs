@@ -52,9 +52,15 @@ impl<'m> TeamContext<'m> {
     /// Gets ready for a step of so many rows: on the right cores, with the right number of threads.
     pub(super) fn prepare(&mut self, rows: usize) -> Result<(), StepError> {
         let counts = self.teams.prepare(rows);
-        if counts == self.counts {
-            return Ok(());
+        if counts != self.counts {
+            self.change(counts)?;
         }
+        self.teams.begins(rows);
+        Ok(())
+    }
+
+    /// Another context takes the place of this one, with so many threads.
+    fn change(&mut self, counts: Counts) -> Result<(), StepError> {
         let began = Instant::now();
         let states = self.states()?;
         self.context = None;
