@@ -663,10 +663,10 @@ impl EngineArgs {
 
     fn stall(&self) -> Result<Duration, ConfigError> {
         let stall = seconds("--stall-seconds", self.stall_seconds, 0.1, 3600.0)?;
-        // A step of prompts may be three times as long, a sixth longer than that for a whole group, and a quarter more where it ends one.
-        if stall < 5 * Duration::from_millis(self.step_ms.into()) {
+        // A step of a prompt may be five times as long, and a fifth longer than that where it ends one.
+        if stall < 6 * Duration::from_millis(self.step_ms.into()) {
             return Err(ConfigError(format!(
-                "--stall-seconds {} is too close to --step-ms {}: give it five times as long at least",
+                "--stall-seconds {} is too close to --step-ms {}: give it six times as long at least",
                 self.stall_seconds, self.step_ms
             )));
         }

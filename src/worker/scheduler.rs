@@ -244,6 +244,8 @@ const GROWTH: u32 = 4;
 /// How many times longer a step without rows of answers may be: each chunk reads all weights once, and on a slow machine a step has
 /// few rows to share that.
 const ALONE: f64 = 3.0;
+/// The same where one prompt is all there is to do: who leaves waits for it, or who comes.
+const NOBODY_ELSE: f64 = 5.0;
 /// Prompts may make such a step longer by one part in so many, if they are decoded then.
 const LEFT_OVER: u32 = 5;
 
@@ -267,6 +269,11 @@ impl Pace {
     /// How many rows of prompts go into a step without rows of answers, if `waiting` are left of the one that comes first.
     pub fn prompt_rows(&self, waiting: u32, most: u32) -> u32 {
         self.prompt_rows_in(ALONE * self.step_ms, waiting, most)
+    }
+
+    /// The same for a prompt that is all there is to do.
+    pub fn only_prompt_rows(&self, waiting: u32, most: u32) -> u32 {
+        self.prompt_rows_in(NOBODY_ELSE * self.step_ms, waiting, most)
     }
 
     fn prompt_rows_in(&self, step_ms: f64, waiting: u32, most: u32) -> u32 {
@@ -580,6 +587,8 @@ mod tests {
         assert_eq!(pace.prompt_rows(390, 512), 70, "and 5 of 64");
         assert_eq!(pace.prompt_rows(161, 100), 65);
         assert_eq!(pace.prompt_rows(140, 120), 76, "no room");
+        assert_eq!(pace.only_prompt_rows(1024, 512), 192);
+        assert_eq!(pace.only_prompt_rows(230, 512), 230, "nobody else waits");
         assert_eq!(
             pace.prefill_rows(1, 512),
             33,

@@ -65,8 +65,7 @@ impl Engine<'_> {
             }
             Turn::Prompts => {
                 let rows = between.map(|between| between.rows);
-                let alone = || self.pace.prompt_rows(left, most);
-                (rows.unwrap_or_else(alone), most)
+                (rows.unwrap_or_else(|| self.prompt_rows(left, most)), most)
             }
             Turn::Answers => (0, 0),
         };
@@ -122,6 +121,14 @@ impl Engine<'_> {
             }
         }
         kept.is_some()
+    }
+
+    /// Rows of prompts in a step that has none of answers.
+    fn prompt_rows(&self, left: u32, most: u32) -> u32 {
+        if self.running.len() == 1 && self.queue.is_empty() && self.texts.is_empty() {
+            return self.pace.only_prompt_rows(left, most);
+        }
+        self.pace.prompt_rows(left, most)
     }
 
     /// What is left of each running sequence's prompt.
