@@ -6,6 +6,7 @@ pub mod children;
 pub mod cores;
 pub mod design;
 pub mod heat;
+pub mod huge;
 pub mod memory;
 pub mod placement;
 pub mod topology;

@@ -20,9 +20,14 @@ use tokio::sync::oneshot;
 
 /// How variables begin that tell OpenMP how many threads there may be, where, and how long they spin. A worker decides that itself.
 const OPENMP: [&str; 3] = ["OMP_", "GOMP_", "KMP_"];
-/// glibc's malloc gives blocks of so many bytes and more pages of their own, and those back to the system when they are freed. Left to itself
-/// it takes to keeping blocks of up to 32 MiB in its heap: saved states, which come and go in all sizes, leave holes there that nothing fits in.
-const OWN_PAGES: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
+/// What workers ask of glibc's malloc, unless the operator did.
+const MALLOC: [(&str, &str); 2] = [
+    // Blocks of so many bytes and more get pages of their own, and these go back to the system when they are freed. Left to itself it takes
+    // to keeping blocks of up to 32 MiB in its heap: saved states, which come and go in all sizes, leave holes there that nothing fits in.
+    ("MALLOC_MMAP_THRESHOLD_", "262144"),
+    // Large blocks may lie in huge pages, while `device::huge` lets them.
+    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+];
 /// Lines of a worker's standard error that are kept for its obituary.
 const TAIL_LINES: usize = 50;
 /// A longer line is cut.
@@ -224,8 +229,10 @@ fn command(words: &[OsString], worker: UnixStream) -> io::Result<Command> {
         .env("GGML_NO_BACKTRACE", "1")
         .env("POCKET_LLM_FRONT_PID", std::process::id().to_string())
         .process_group(0);
-    if std::env::var_os(OWN_PAGES.0).is_none() {
-        command.env(OWN_PAGES.0, OWN_PAGES.1);
+    for (name, value) in MALLOC {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
     }
     for (name, _) in std::env::vars_os() {
         let upper = name.to_string_lossy().to_uppercase();

@@ -41,3 +41,46 @@ async fn saved_states_leave_no_holes_in_the_heap() {
     assert!(saved > 4 << 20, "states are kept: {saved}");
     assert!(held[11] < held[1] + (1 << 10), "KiB: {held:?}");
 }
+
+/// Lines of `smaps` about one range of addresses.
+struct Range {
+    kib: u64,
+    /// May lie in huge pages, says the kernel.
+    huge: bool,
+}
+
+/// The large ranges that belong to no file.
+fn large_ranges(pid: u32) -> Vec<Range> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut ranges, mut of_a_file, mut kib) = (Vec::new(), false, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") => kib = words.next().unwrap().parse().unwrap(),
+            Some("VmFlags:") if !of_a_file && kib > 8 << 10 => {
+                let huge = words.any(|flag| flag == "hg");
+                ranges.push(Range { kib, huge });
+            }
+            Some(key) if !key.ends_with(':') => of_a_file = words.nth(4).is_some(),
+            _ => {}
+        }
+    }
+    ranges
+}
+
+/// Cells and repacked weights are read for each token, and the more pages they lie in the longer that takes. What comes with requests
+/// stays in small ones.
+#[tokio::test]
+async fn the_cells_may_lie_in_huge_pages_and_nothing_of_a_request() {
+    if !fs::exists("/sys/kernel/mm/transparent_hugepage").unwrap() {
+        return;
+    }
+    let server = Server::start(&["--parallel", "2", "--ctx-size", "4096"]).await;
+    let worker = server.worker().await;
+    let ranges = large_ranges(worker);
+    let huge: u64 = ranges.iter().filter(|r| r.huge).map(|r| r.kib).sum();
+    let cells = 4096 * 22 + 4096 / 2; // KiB: 22.5 a token
+    assert!(huge >= cells, "{huge} KiB may, of them cells {cells}");
+    let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    assert!(status.contains("THP_enabled:\t0"), "from now on no others");
+}

@@ -3,6 +3,7 @@
 //! The binding can't change the numbers of a context, so another one takes its place, and the cells move over: some 100 ms, and no
 //! answer changes by it. The old one goes before the new one comes, because memory may not have room for two.
 
+use crate::device::huge::HugePages;
 use crate::worker::decoder::StepError;
 use crate::worker::teams::{Counts, Teams};
 use llama_cpp_2::LlamaContextLoadError;
@@ -36,7 +37,7 @@ impl<'m> TeamContext<'m> {
         teams: Teams,
     ) -> Result<Self, LlamaContextLoadError> {
         let counts = teams.counts();
-        let context = model.new_context(backend, with_threads(&params, counts))?;
+        let context = made(backend, model, &params, counts)?;
         let sequences = i32::try_from(params.n_seq_max()).unwrap_or(1);
         Ok(Self {
             backend,
@@ -64,9 +65,7 @@ impl<'m> TeamContext<'m> {
         let began = Instant::now();
         let states = self.states()?;
         self.context = None;
-        let made = self
-            .model
-            .new_context(self.backend, with_threads(&self.params, counts));
+        let made = made(self.backend, self.model, &self.params, counts);
         // A moment ago there was one of this size. Without it this process can't go on, and the front starts another.
         let mut context = made.expect("a context of the same size");
         for (sequence, state) in states {
@@ -104,6 +103,17 @@ impl<'m> TeamContext<'m> {
         let states: Result<_, _> = states.collect();
         states.map_err(|error| StepError(format!("cells can't be moved: {error}")))
     }
+}
+
+/// llama.cpp sets the cells to zero, so their pages are taken here.
+fn made<'m>(
+    backend: &'static LlamaBackend,
+    model: &'m LlamaModel,
+    params: &LlamaContextParams,
+    counts: Counts,
+) -> Result<LlamaContext<'m>, LlamaContextLoadError> {
+    let _huge = HugePages::allow();
+    model.new_context(backend, with_threads(params, counts))
 }
 
 fn with_threads(params: &LlamaContextParams, counts: Counts) -> LlamaContextParams {

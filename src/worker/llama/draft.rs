@@ -70,8 +70,7 @@ fn try_load(
     }
     // Without a callback llama.cpp draws dots into the log.
     let params = LlamaModelParams::default().with_progress_callback(|_| true);
-    let model = LlamaModel::load_from_file(backend, path, &params)
-        .map_err(|_| super::failed(path, "can't be loaded").to_string())?;
+    let model = super::load(backend, path, &params).map_err(|error| error.to_string())?;
     let model = Arc::new(model);
     let own = LlamaVocabulary::new(&model).map_err(|error| error.to_string())?;
     same_words(&own, vocab)?;

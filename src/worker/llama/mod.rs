@@ -16,6 +16,7 @@ mod vocab;
 
 use super::decoder::{Backend, Draft, LoadError, Loaded};
 use super::teams::Teams;
+use crate::device::huge::HugePages;
 use crate::device::memory::Free;
 use crate::engine::{CacheType, ModelInfo, Pooling, Speculate, WorkerConfig};
 use crate::models::gguf::Gguf;
@@ -56,8 +57,7 @@ impl Backend for Llama {
         let plan = make_plan(&header, config)?;
         log::forget();
         let params = LlamaModelParams::default().with_progress_callback(progress);
-        let model = LlamaModel::load_from_file(backend, &config.model, &params)
-            .map_err(|_| failed(&config.model, "can't be loaded"))?;
+        let model = load(backend, &config.model, &params)?;
         let model = Arc::new(model);
         let vocab = Arc::new(LlamaVocabulary::new(&model)?);
         // The context borrows from the model, so it lives on this stack, and is made on this thread only: making two at
@@ -95,6 +95,12 @@ impl Backend for Llama {
         });
         Ok(())
     }
+}
+
+/// Weights that are repacked lie in huge pages where there are some.
+fn load(backend: &LlamaBackend, path: &Path, params: &LlamaModelParams) -> Result<LlamaModel, LoadError> {
+    let _huge = HugePages::allow();
+    LlamaModel::load_from_file(backend, path, params).map_err(|_| failed(path, "can't be loaded"))
 }
 
 /// The process's one backend.
