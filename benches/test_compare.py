@@ -119,6 +119,16 @@ class ReadingServers(unittest.TestCase):
                 server.pause()
 
 
+class Ballast(unittest.TestCase):
+    def test_it_follows_the_model_unless_somebody_said_so(self):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(bytes(5000))
+            file.flush()
+            self.assertEqual(len(compare.ballast(Path(file.name), None)), compare.BALLAST_MODELS * 5000)
+            self.assertEqual(len(compare.ballast(Path(file.name), 2)), 2 << 20)
+            self.assertEqual(len(compare.ballast(Path(file.name), 0)), 0)
+
+
 class Copies(unittest.TestCase):
     passes = reuse.Passes({1: 1.0, 32: 16.0})
 
