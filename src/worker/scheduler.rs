@@ -234,11 +234,12 @@ const SHORTER: u32 = 4;
 /// While prompts wait, answers aim at this part of the time that prompts take, or what is hardly noticed, within the limits below.
 const ANSWERS_PART: f64 = 0.085;
 const NOTICEABLE_MS: f64 = 5.0;
-/// Between two steps of answers prompts have at least so many times `step_ms`, about so many of their longest steps at most, and no more
-/// steps than [`PROMPTS_IN_A_ROW`].
+/// Between two steps of answers prompts have at least so many times `step_ms`, and no more steps than [`PROMPTS_IN_A_ROW`].
 const LEAST_BETWEEN: f64 = 2.0;
-const LONGEST_IN_A_ROW: f64 = 2.0;
 const PROMPTS_IN_A_ROW: u32 = 4;
+/// Fewer and longer steps are taken where they come to as much time but for one part in so many: each reads all weights, and small ones
+/// make no whole tiles.
+const NEAR: f64 = 4.0;
 /// How many times larger than all before it a chunk may be.
 const GROWTH: u32 = 4;
 /// How many times longer a step without rows of answers may be: each chunk reads all weights once, and on a slow machine a step has
@@ -336,23 +337,36 @@ impl Pace {
             return None;
         }
         let takes_ms = |rows: u32| f64::from(rows) * self.row_ms.unwrap_or(0.0);
-        let most_ms = ALONE * self.step_ms;
         let needed_ms = self.base_ms / ANSWERS_PART;
         if needed_ms <= takes_ms(self.prefill_rows(decoding, most)) {
             return None;
         }
         // Once they alternate, steps are long enough for many tiles.
-        let needed_ms = needed_ms.clamp(LEAST_BETWEEN * self.step_ms, LONGEST_IN_A_ROW * most_ms);
-        let longest_ms = takes_ms(self.prompt_rows(first, most));
-        let about = |steps: &u32| needed_ms <= (f64::from(*steps) + 0.5) * longest_ms;
-        let steps = (1..PROMPTS_IN_A_ROW)
-            .find(about)
-            .unwrap_or(PROMPTS_IN_A_ROW);
-        let step_ms = (needed_ms / f64::from(steps)).min(most_ms);
-        Some(Between {
-            steps,
-            rows: self.prompt_rows_in(step_ms, first, most),
-        })
+        let needed_ms = needed_ms.max(LEAST_BETWEEN * self.step_ms);
+        let in_a_row = |rows: u32, needed_ms: f64| {
+            let about = |steps: &u32| needed_ms <= (f64::from(*steps) + 0.5) * takes_ms(rows);
+            let steps = (1..PROMPTS_IN_A_ROW).find(about);
+            steps.unwrap_or(PROMPTS_IN_A_ROW)
+        };
+        let usual_ms = ALONE * self.step_ms;
+        let usual = f64::from(in_a_row(self.prompt_rows(first, most), needed_ms));
+        let needed_ms = needed_ms.min(usual * usual_ms);
+        // Nobody waits for the next step, where no prompt is but this one, but who leaves or comes.
+        let most_ms = if first == waiting {
+            NOBODY_ELSE * self.step_ms
+        } else {
+            usual_ms
+        };
+        let longest = self.prompt_rows_in(most_ms, first, most);
+        let steps = in_a_row(longest, needed_ms);
+        let off_ms = (needed_ms - f64::from(steps) * takes_ms(longest)).abs();
+        let rows = if off_ms * NEAR <= needed_ms {
+            longest
+        } else {
+            let step_ms = (needed_ms / f64::from(steps)).min(most_ms);
+            self.prompt_rows_in(step_ms, first, most)
+        };
+        Some(Between { steps, rows })
     }
 
     /// What `rows` prefill rows take on top of a step, in milliseconds, as far as that is known.
@@ -599,21 +613,32 @@ mod tests {
     #[test]
     fn answers_and_prompts_take_turns_where_answers_are_dear() {
         assert_eq!(Pace::new(200).between(7, 1000, 1000, 512), None);
-        // Rows that take 3 ms each: 192 fit into a long step of 600 ms.
-        let within = |most, answers_ms, waiting| {
+        // Rows that take 3 ms each: 320 fit into a step of 1,000 ms, 192 into one of 600.
+        let within = |most, answers_ms, waiting: u32, first| {
             let mut pace = Pace::new(200);
             pace.observe(7, 0, answers_ms);
             pace.observe(0, 100, 300.0);
-            let between = pace.between(7, waiting, waiting, most);
+            let between = pace.between(7, waiting, first, most);
             between.map_or((0, 0), |between| (between.steps, between.rows))
         };
-        let of = |answers_ms, waiting| within(512, answers_ms, waiting);
-        let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0, 900.0].map(|ms| of(ms, 1024));
-        let few = [(0, 0), (1, 128), (1, 128), (1, 192), (1, 192)];
-        assert_eq!(turns[..5], few);
-        assert_eq!(turns[5..], [(2, 192); 3], "that is long enough");
-        let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1024));
-        assert_eq!(small, [(1, 128), (2, 96), (2, 128), (3, 128)]);
+        let of = |answers_ms, waiting| within(512, answers_ms, waiting, waiting);
+        let turns = [13.0, 23.0, 40.0, 50.0, 66.0, 90.0, 120.0].map(|ms| of(ms, 3840));
+        let expected = [
+            (0, 0),
+            (1, 128),
+            (1, 128),
+            (1, 192),
+            (1, 192),
+            (1, 320),
+            (1, 320),
+        ];
+        assert_eq!(turns, expected);
+        assert_eq!(of(170.0, 3840), (2, 320));
+        assert_eq!(of(900.0, 3840), (2, 320), "that is long enough");
+        let several = [66.0, 120.0, 900.0].map(|ms| within(512, ms, 3840, 1920));
+        assert_eq!(several, [(1, 192), (2, 192), (4, 192)], "others wait");
+        let small = [30.0, 50.0, 80.0, 900.0].map(|ms| within(128, ms, 1024, 1024));
+        assert_eq!(small, [(1, 128), (2, 96), (2, 128), (4, 128)]);
         assert_eq!(of(44.0, 20), (1, 192), "also for a short prompt");
         assert_eq!(of(44.0, 8), (0, 0), "a few rows");
         let mut fast = Pace::new(300);
