@@ -91,7 +91,7 @@ bench: build ## Compare with llama.cpp's own tools (builds them: 10 minutes, onc
 
 .PHONY: cargo-bench
 cargo-bench: test-models ## Run the criterion benchmarks of our own code
-	cargo bench
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 cargo bench # as workers are started
 
 .PHONY: fuzz
 fuzz: ## Fuzz one TARGET (gguf, bodies, template, text, scheduler) for SECONDS (600); needs rustup's nightly toolchain

@@ -29,6 +29,7 @@ far the repetitions lie apart.
 import argparse
 import asyncio
 import json
+import mmap
 import os
 import platform
 import signal
@@ -79,7 +80,7 @@ class Bench:
     folder: Path
     second: Path
     draft: Path | None = None
-    ballast: bytes = b""
+    ballast: mmap.mmap | None = None
     n_prompts: int = 0
     n_repetitions_run: int = 0
     n_began_busy: int = 0
@@ -189,13 +190,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def ballast(model: Path, mib: int | None) -> bytes:
+def ballast(model: Path, mib: int | None) -> mmap.mmap | None:
     """Memory to hold while servers are measured. Free memory that lies in pieces goes first to who starts first, and is slower: whoever it is lost
     10 to 15 % with a model of 1.1 GB that lies in pages of 4 KiB. With the pieces gone all sides get whole memory."""
     available = next(1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()
                      if line.startswith("MemAvailable:"))
-    size = BALLAST_MODELS * model.stat().st_size if mib is None else mib * MIB
-    return b"\1" * min(size, available // 4)
+    size = min(BALLAST_MODELS * model.stat().st_size if mib is None else mib * MIB, available // 4)
+    if size == 0:
+        return None
+    held = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    held.madvise(mmap.MADV_NOHUGEPAGE)  # else it would take whole memory and leave the pieces
+    for at in range(0, size, mmap.PAGESIZE):
+        held[at] = 1
+    return held
 
 
 def parts(text: str) -> list[str]:
@@ -454,7 +461,7 @@ def header(bench: Bench) -> str:
     return (f"{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores ({platform.machine()}), "
             f"{bench.threads} threads; {bench.model.name} ({bench.model.stat().st_size:,} bytes); medians of "
             f"{bench.repetitions} (smallest to largest), {bench.n_began_busy} of {bench.n_repetitions_run} repetitions "
-            f"began with more than {QUIET_CORES} cores busy with other things; {len(bench.ballast) / MIB:.0f} MiB of ballast. "
+            f"began with more than {QUIET_CORES} cores busy with other things; {len(bench.ballast or []) / MIB:.0f} MiB of ballast. "
             f"Peer: llama.cpp b11549, `tools/build_peer.sh`. Command: `{' '.join(['benches/compare.py', *shown_arguments()])}`\n\n")
 
 

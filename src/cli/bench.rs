@@ -4,9 +4,9 @@
 
 use super::show;
 use crate::config::{EngineArgs, Machine, StoreArgs};
-use crate::device::Allowed;
 use crate::device::bandwidth::{self, Bandwidth};
 use crate::device::busy::Busy;
+use crate::device::{Allowed, huge};
 use crate::engine::Speculate;
 use crate::measure::advice::advice;
 use crate::measure::chart::svg;
@@ -176,7 +176,12 @@ impl Bench {
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelFacts::of(&self.model.name, &self.header),
-            machine: MachineFacts::of(&self.machine.topology, Allowed::here(), variant),
+            machine: MachineFacts::of(
+                &self.machine.topology,
+                Allowed::here(),
+                variant,
+                huge::setting(),
+            ),
             run,
             bandwidth,
             tests: Vec::new(),

@@ -4,7 +4,7 @@
 //! that lives as long as its engine. Standard error is drained at all times, because a full pipe would stop the worker
 //! inside C++; its last lines become the reason of a death.
 
-use crate::device::{children, memory};
+use crate::device::{children, huge, memory};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read};
@@ -20,14 +20,11 @@ use tokio::sync::oneshot;
 
 /// How variables begin that tell OpenMP how many threads there may be, where, and how long they spin. A worker decides that itself.
 const OPENMP: [&str; 3] = ["OMP_", "GOMP_", "KMP_"];
-/// What workers ask of glibc's malloc, unless the operator did.
-const MALLOC: [(&str, &str); 2] = [
-    // Blocks of so many bytes and more get pages of their own, and these go back to the system when they are freed. Left to itself it takes
-    // to keeping blocks of up to 32 MiB in its heap: saved states, which come and go in all sizes, leave holes there that nothing fits in.
-    ("MALLOC_MMAP_THRESHOLD_", "262144"),
-    // Large blocks may lie in huge pages, while `device::huge` lets them.
-    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
-];
+/// glibc's malloc gives blocks of so many bytes and more pages of their own, and those back to the system when they are freed. Left to itself
+/// it takes to keeping blocks of up to 32 MiB in its heap: saved states, which come and go in all sizes, leave holes there that nothing fits in.
+const OWN_PAGES: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
+/// Where glibc is told to ask for huge pages.
+const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Lines of a worker's standard error that are kept for its obituary.
 const TAIL_LINES: usize = 50;
 /// A longer line is cut.
@@ -229,10 +226,13 @@ fn command(words: &[OsString], worker: UnixStream) -> io::Result<Command> {
         .env("GGML_NO_BACKTRACE", "1")
         .env("POCKET_LLM_FRONT_PID", std::process::id().to_string())
         .process_group(0);
-    for (name, value) in MALLOC {
-        if std::env::var_os(name).is_none() {
-            command.env(name, value);
-        }
+    if std::env::var_os(OWN_PAGES.0).is_none() {
+        command.env(OWN_PAGES.0, OWN_PAGES.1);
+    }
+    if huge::are_of_use()
+        && let Some(tunables) = with_huge_pages(std::env::var_os(TUNABLES))
+    {
+        command.env(TUNABLES, tunables);
     }
     for (name, _) in std::env::vars_os() {
         let upper = name.to_string_lossy().to_uppercase();
@@ -243,6 +243,19 @@ fn command(words: &[OsString], worker: UnixStream) -> io::Result<Command> {
         }
     }
     Ok(command)
+}
+
+/// What the operator tells glibc, and that it asks for huge pages; nothing if the operator said whether it should.
+fn with_huge_pages(said: Option<OsString>) -> Option<OsString> {
+    let mut tunables = said.filter(|said| !said.is_empty()).unwrap_or_default();
+    if tunables.to_string_lossy().contains("glibc.malloc.hugetlb") {
+        return None;
+    }
+    if !tunables.is_empty() {
+        tunables.push(":");
+    }
+    tunables.push(huge::TUNABLE);
+    Some(tunables)
 }
 
 /// Waits for the end without freeing the pid, closes the door for signals, then frees it.
@@ -335,5 +348,20 @@ mod tests {
         ] {
             assert_eq!(level(line), expected);
         }
+    }
+
+    #[test]
+    fn what_the_operator_tells_glibc_stays() {
+        let of = |said: Option<&str>| {
+            let tunables = with_huge_pages(said.map(OsString::from))?;
+            tunables.into_string().ok()
+        };
+        assert_eq!(of(None).as_deref(), Some("glibc.malloc.hugetlb=1"));
+        assert_eq!(of(Some("")).as_deref(), Some("glibc.malloc.hugetlb=1"));
+        assert_eq!(
+            of(Some("glibc.malloc.perturb=7")).as_deref(),
+            Some("glibc.malloc.perturb=7:glibc.malloc.hugetlb=1")
+        );
+        assert_eq!(of(Some("glibc.malloc.hugetlb=0")), None);
     }
 }

@@ -27,6 +27,7 @@ pub fn advice(
     advice.extend(layout(report, laid_out));
     advice.extend(cores(report, topology));
     advice.extend(speed(report));
+    advice.extend(pages(report));
     advice.extend(heat(report));
     advice
 }
@@ -146,6 +147,13 @@ fn speed(report: &Report) -> Vec<String> {
     advice
 }
 
+fn pages(report: &Report) -> Option<String> {
+    let never = report.machine.huge_pages.as_deref() == Some("never");
+    never.then(|| {
+        "the system gives no huge pages: with `madvise` in /sys/kernel/mm/transparent_hugepage/enabled weights are read faster where free memory lies in pieces".into()
+    })
+}
+
 fn heat(report: &Report) -> Option<String> {
     let run = report.sustained.as_ref()?;
     let degrees = match (run.first.celsius, run.last.celsius) {
@@ -190,7 +198,11 @@ mod tests {
     #[test]
     fn each_loss_has_its_sentence() {
         type Change = fn(&mut Report);
-        let table: [(Change, &str); 9] = [
+        let table: [(Change, &str); 10] = [
+            (
+                |report| report.machine.huge_pages = Some("never".into()),
+                "the system gives no huge pages",
+            ),
             (
                 |report| report.others = Some(0.4),
                 "other programs had 40 % of the cores",

@@ -494,7 +494,7 @@ pub(super) mod tests {
                 parameters: 1_500_000_000,
                 bytes_per_token: 1_500_000_000,
             },
-            machine: MachineFacts::of(&topology, allowed, Some("armv8.6_2")),
+            machine: MachineFacts::of(&topology, allowed, Some("armv8.6_2"), None),
             run: RunFacts {
                 placement: Placement::of(&choice.team),
                 reason: choice.why,

@@ -53,11 +53,18 @@ pub struct MachineFacts {
     pub features: Vec<&'static str>,
     /// Of these, what the kernels in use were built for.
     pub features_in_use: Vec<&'static str>,
+    /// Whom the system gives huge pages to: `always` all, `madvise` whom asks for them as we do, `never` nobody.
+    pub huge_pages: Option<String>,
 }
 
 impl MachineFacts {
     /// `variant` names the kernels that were chosen at start, if they were.
-    pub fn of(topology: &Topology, allowed: Allowed, variant: Option<&str>) -> Self {
+    pub fn of(
+        topology: &Topology,
+        allowed: Allowed,
+        variant: Option<&str>,
+        huge_pages: Option<String>,
+    ) -> Self {
         let built = match variant {
             Some(variant) => {
                 let known = VARIANTS.iter().find(|(name, _)| *name == variant);
@@ -73,6 +80,7 @@ impl MachineFacts {
             allowed,
             features_in_use: in_use.copied().collect(),
             features,
+            huge_pages,
         }
     }
 
@@ -245,7 +253,7 @@ mod tests {
             cores: topology.cores(),
             quota: None,
         };
-        MachineFacts::of(&topology, allowed, Some(variant))
+        MachineFacts::of(&topology, allowed, Some(variant), None)
     }
 
     #[test]

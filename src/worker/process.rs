@@ -5,6 +5,7 @@
 //! HUP, which reach the whole group or cgroup: only the front drains.
 
 use super::decoder::Backend;
+use crate::device::huge;
 use anyhow::{Context, Result, bail};
 use rustix::process::{self, Pid, Resource, Rlimit, Signal};
 use std::os::fd::AsFd;
@@ -29,6 +30,7 @@ pub fn main(backend: &dyn Backend) -> Result<()> {
     }
     drop(guard);
     no_core_dumps();
+    huge::off();
     // Started from /proc/self/exe, it would be called `exe` in `ps` and `top`.
     let _ = rustix::thread::set_name(c"pocket-llm-work");
     offer_to_the_oom_killer();

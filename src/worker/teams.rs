@@ -51,10 +51,10 @@ pub struct Teams {
 impl Teams {
     /// Must be made on the engine thread, before it is pinned anywhere.
     pub fn new(planned: Placement) -> Self {
-        Self::watched(planned, Watch::default())
+        Self::watched(planned, Rc::default(), 0)
     }
 
-    fn watched(planned: Placement, watch: Watch) -> Self {
+    fn watched(planned: Placement, watch: Rc<RefCell<Watch>>, model: usize) -> Self {
         let allowed = Allowed::here();
         let now = planned.within(&allowed);
         Self {
@@ -64,8 +64,8 @@ impl Teams {
             quota_read: Instant::now(),
             witness: Witness::start(),
             load: Load::default(),
-            watch: Rc::new(RefCell::new(watch)),
-            model: 0,
+            watch,
+            model,
             left_out: 0,
         }
     }
@@ -73,11 +73,7 @@ impl Teams {
     /// The same teams for a model that drafts on the same threads.
     #[must_use]
     pub fn of_partner(&self) -> Self {
-        Self {
-            watch: Rc::clone(&self.watch),
-            model: 1,
-            ..Self::watched(self.planned.clone(), Watch::default())
-        }
+        Self::watched(self.planned.clone(), Rc::clone(&self.watch), 1)
     }
 
     /// Gets ready for a step of so many rows, and says how many threads the context should have.
@@ -364,7 +360,11 @@ mod tests {
                 return;
             }
             let planned = placement(most, most, most, &CoreSet::default());
-            let mut teams = Teams::watched(planned, Watch::with(Box::<Crowded>::default()));
+            let mut teams = Teams::watched(
+                planned,
+                Rc::new(RefCell::new(Watch::with(Box::<Crowded>::default()))),
+                0,
+            );
             let mut partner = teams.of_partner();
             assert_eq!(partner.prepare(1).one, 2);
             partner.begins(1);

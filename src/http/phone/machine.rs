@@ -2,7 +2,7 @@
 //! memory allows. `pocket-llm bench` tells the same and measures it.
 
 use super::super::app::App;
-use crate::device::{Allowed, Team};
+use crate::device::{Allowed, Team, huge};
 use crate::engine::EngineState;
 use crate::measure::report::{MachineFacts, Roofline};
 use crate::pool::Seen;
@@ -15,7 +15,12 @@ pub(super) fn machine(app: &App, current: Option<&Seen>) -> Value {
         _ => None,
     });
     let topology = &app.pool().placed().topology;
-    let facts = MachineFacts::of(topology, Allowed::here(), variant.as_deref());
+    let facts = MachineFacts::of(
+        topology,
+        Allowed::here(),
+        variant.as_deref(),
+        huge::setting(),
+    );
     let clusters: Vec<Value> = facts
         .clusters
         .iter()
@@ -36,6 +41,7 @@ pub(super) fn machine(app: &App, current: Option<&Seen>) -> Value {
         "quotaCores": facts.allowed.quota,
         "features": facts.features,
         "featuresInUse": facts.features_in_use,
+        "hugePages": facts.huge_pages,
         "memoryBytesPerSecond": tuned.and_then(|tuned| tuned.bandwidth),
     })
 }

@@ -98,7 +98,11 @@ impl Backend for Llama {
 }
 
 /// Weights that are repacked lie in huge pages where there are some.
-fn load(backend: &LlamaBackend, path: &Path, params: &LlamaModelParams) -> Result<LlamaModel, LoadError> {
+fn load(
+    backend: &LlamaBackend,
+    path: &Path,
+    params: &LlamaModelParams,
+) -> Result<LlamaModel, LoadError> {
     let _huge = HugePages::allow();
     LlamaModel::load_from_file(backend, path, params).map_err(|_| failed(path, "can't be loaded"))
 }
