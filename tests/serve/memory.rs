@@ -82,13 +82,13 @@ async fn the_cells_lie_in_huge_pages_and_nothing_of_a_request() {
     let worker = server.worker().await;
     let held = huge(worker);
     assert!(held > cells / 2, "{held} KiB of {cells}");
-    for number in 0..3 {
+    for number in 0..4 {
         server
-            .answer(json!({"text": words(number, 1000), "maxTokens": 2}))
+            .answer(json!({"text": words(number, 250), "maxTokens": 2}))
             .await;
     }
     let saved = server.metric("pocket_llm_prompt_cache_bytes").await;
-    assert!(saved > 20 << 20, "states are kept: {saved}");
+    assert!(saved > 8 << 20, "states are kept: {saved}");
     let later = huge(worker);
     assert!(later <= held, "{later} KiB instead of {held}");
 }
