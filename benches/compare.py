@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -196,10 +196,11 @@ def ballast(model: Path, mib: int | None) -> mmap.mmap | None:
     available = next(1024 * int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()
                      if line.startswith("MemAvailable:"))
     size = min(BALLAST_MODELS * model.stat().st_size if mib is None else mib * MIB, available // 4)
-    if size == 0:
+    if size <= 0:
         return None
     held = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    held.madvise(mmap.MADV_NOHUGEPAGE)  # else it would take whole memory and leave the pieces
+    with suppress(OSError):  # kernels without huge pages
+        held.madvise(mmap.MADV_NOHUGEPAGE)  # else it would take whole memory and leave the pieces
     for at in range(0, size, mmap.PAGESIZE):
         held[at] = 1
     return held
